@@ -1,0 +1,8 @@
+//! The kernel layer: thin functions named for the kernel's verb. They report what happened and decide nothing.
+//! The only place where `unsafe` is allowed; each block names the callee's preconditions and what upholds them.
+#![allow(unsafe_code)]
+
+pub mod outcome;
+pub mod proc;
+
+pub use outcome::{Cause, Outcome};

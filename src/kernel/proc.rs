@@ -1,0 +1,181 @@
+//! `/proc/PID/stat` and the list of pids, read into fixed buffers: the kill path uses it, so it allocates nothing
+//! and survives any process name (a process may call itself `x) R 1 1`, with newlines and invalid UTF-8).
+//!
+//! Source of the field numbers: proc_pid_stat(5).
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
+use nix::sys::stat::Mode;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// A process that cannot be mistaken for a later one with the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    /// The process id, in this PID namespace.
+    pub pid: i32,
+    /// Start time in clock ticks since boot (field 22).
+    pub start: u64,
+}
+
+/// The fields of `/proc/PID/stat` that the supervisor uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Process id (field 1).
+    pub pid: i32,
+    /// The name (field 2), at most 15 bytes, any byte but NUL; `name_len` of them count.
+    pub name: [u8; 16],
+    /// How many bytes of `name` count.
+    pub name_len: usize,
+    /// State letter (field 3): `R S D T t Z X I`.
+    pub state: u8,
+    /// Parent's pid (field 4); 0 where the parent is outside this PID namespace.
+    pub ppid: i32,
+    /// Process group (field 5).
+    pub pgrp: i32,
+    /// Session (field 6).
+    pub session: i32,
+    /// User CPU time in clock ticks (field 14).
+    pub utime: u64,
+    /// System CPU time in clock ticks (field 15).
+    pub stime: u64,
+    /// Threads (field 20).
+    pub threads: u64,
+    /// Start time in clock ticks since boot (field 22).
+    pub start: u64,
+    /// Resident set in pages (field 24).
+    pub rss_pages: u64,
+}
+
+impl Stat {
+    /// Parses one line of `/proc/PID/stat`. `None` where it is not one.
+    #[must_use]
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        // The name may hold anything, ')' included; nothing after it can, so the last ')' ends it.
+        let open = line.iter().position(|&b| b == b'(')?;
+        let close = line.iter().rposition(|&b| b == b')')?;
+        let pid = number(line.get(..open)?)?;
+        let raw_name = line.get(open.checked_add(1)?..close)?;
+        let mut name = [0u8; 16];
+        let name_len = raw_name.len().min(name.len());
+        name.get_mut(..name_len)?.copy_from_slice(raw_name.get(..name_len)?);
+        let mut fields =
+            line.get(close.checked_add(1)?..)?.split(|b| b.is_ascii_whitespace()).filter(|f| !f.is_empty());
+        let state = *fields.next()?.first()?;
+        let ppid = number(fields.next()?)?;
+        let pgrp = number(fields.next()?)?;
+        let session = number(fields.next()?)?;
+        // Fields 7 to 13 are tty, tpgid, flags and faults.
+        let utime = number(fields.nth(7)?)?;
+        let stime = number(fields.next()?)?;
+        let threads = number(fields.nth(4)?)?;
+        let start = number(fields.nth(1)?)?;
+        let rss_pages = number::<i64>(fields.nth(1)?)?.max(0).cast_unsigned();
+        Some(Self { pid, name, name_len, state, ppid, pgrp, session, utime, stime, threads, start, rss_pages })
+    }
+
+    /// Whether it has ended and only waits to be reaped.
+    #[must_use]
+    pub const fn is_dead(&self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x')
+    }
+
+    /// The identity under which it may be signalled.
+    #[must_use]
+    pub const fn identity(&self) -> Identity {
+        Identity { pid: self.pid, start: self.start }
+    }
+
+    /// The name's bytes.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        self.name.get(..self.name_len).unwrap_or_default()
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
+    std::str::from_utf8(text).ok()?.trim_ascii().parse().ok()
+}
+
+/// An open `/proc` that is known to be this PID namespace's.
+#[derive(Debug)]
+pub struct Proc {
+    root: OwnedFd,
+}
+
+impl Proc {
+    /// Opens `/proc`.
+    ///
+    /// # Errors
+    /// The errno of `open(2)`; `ESRCH` where the mounted `/proc` belongs to another PID namespace, whose numbers would
+    /// name strangers.
+    pub fn open() -> Result<Self, Errno> {
+        let root = open("/proc", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let myself = readlinkat(root.as_fd(), "self")?;
+        let shown: Option<i32> = myself.to_str().and_then(|s| s.parse().ok());
+        if shown == Some(nix::unistd::getpid().as_raw()) { Ok(Self { root }) } else { Err(Errno::ESRCH) }
+    }
+
+    /// The directory itself, to open other files below it.
+    #[must_use]
+    pub const fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// Reads `/proc/PID/stat`.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` where there is no such process (any more), `EINVAL` where the text is not what
+    /// proc_pid_stat(5) says.
+    pub fn stat(&self, pid: i32) -> Result<Stat, Errno> {
+        let mut path = [0u8; 24];
+        let path = pid_path(&mut path, pid, b"/stat").ok_or(Errno::EINVAL)?;
+        let mut line = [0u8; 1024];
+        let n = self.read(path, &mut line)?;
+        Stat::parse(line.get(..n).unwrap_or_default()).ok_or(Errno::EINVAL)
+    }
+
+    /// Reads at most `buffer.len()` bytes of `path`, relative to `/proc`; the number read.
+    ///
+    /// # Errors
+    /// The errno of `openat(2)` or `read(2)`.
+    pub fn read(&self, path: &std::ffi::CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let file =
+            openat(self.root.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())?;
+        let mut used = 0;
+        while let Some(rest) = buffer.get_mut(used..)
+            && !rest.is_empty()
+        {
+            match nix::unistd::read(&file, rest) {
+                Ok(0) => break,
+                Ok(n) => used += n,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(used)
+    }
+
+    /// Whether `who` is still the process that was seen, and not a zombie.
+    #[must_use]
+    pub fn is_alive(&self, who: Identity) -> bool {
+        self.stat(who.pid).is_ok_and(|stat| stat.start == who.start && !stat.is_dead())
+    }
+
+    /// The number of the directory's links: used to tell whether `/proc` can be listed at all.
+    ///
+    /// # Errors
+    /// The errno of `fstatat(2)`.
+    pub fn links(&self) -> Result<u64, Errno> {
+        Ok(nix::sys::stat::fstatat(self.root.as_fd(), c"", AtFlags::AT_EMPTY_PATH)?.st_nlink)
+    }
+}
+
+/// `PID` followed by `tail` and a NUL, written into `buffer`.
+fn pid_path<'a>(buffer: &'a mut [u8; 24], pid: i32, tail: &[u8]) -> Option<&'a std::ffi::CStr> {
+    use std::io::Write;
+    let mut cursor = std::io::Cursor::new(buffer.as_mut_slice());
+    write!(cursor, "{pid}").ok()?;
+    cursor.write_all(tail).ok()?;
+    cursor.write_all(&[0]).ok()?;
+    std::ffi::CStr::from_bytes_until_nul(buffer).ok()
+}

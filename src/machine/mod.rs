@@ -1,0 +1,3 @@
+//! The pure heart: events and time in, actions out.
+
+pub mod types;

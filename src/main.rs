@@ -1,0 +1,3 @@
+//! The binary: parse, dispatch the verb, print an error once.
+
+fn main() {}

@@ -1,0 +1,163 @@
+//! Raw words to resolved settings: argv and environment in, one `Settings` out, in which no `Option` means "unset".
+//!
+//! Invariant: nothing reads the environment or argv again after `resolve`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The risk levels of section 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Risk {
+    /// Trusted enough to be given time.
+    Low,
+    /// Between.
+    Medium,
+    /// Untrusted: the default.
+    #[default]
+    High,
+    /// Suspected malware.
+    Critical,
+}
+
+/// How closely the grace period is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Monitoring {
+    /// Not at all: no wake-ups.
+    Off,
+    /// A sample every 100 ms of the grace.
+    Standard,
+    /// A sample every 20 ms of the grace.
+    Aggressive,
+}
+
+/// How much is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AuditLevel {
+    /// Start and end.
+    Basic,
+    /// Also the trigger, the rungs, the detections and the spoofed signals.
+    Standard,
+    /// Also the activity, and command lines in clear.
+    Comprehensive,
+}
+
+/// What the workload sees of the environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EnvMode {
+    /// Everything but the supervisor's own variables, `LD_*` and the audit key.
+    Inherit,
+    /// Only PATH, HOME, LANG, LC_*, TZ, TERM, TMPDIR and what `--keep-env` names.
+    Clean,
+}
+
+/// Whether the workload may open sockets other than AF_UNIX.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// It may.
+    Allow,
+    /// It may not.
+    Deny,
+}
+
+/// What Landlock leaves writable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filesystem {
+    /// Everything but the audit directory and the supervisor's own files.
+    Guard,
+    /// Only the temporary directories, the working directory, `--writable` and the usual devices.
+    Confined,
+}
+
+/// The form of gracekeeper's own log lines on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where the audit file's path comes from: a named one that fails is reported, the default one only noted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditFile {
+    /// Nothing was named: `/var/log/security-audit.json` as PID 1, else stderr.
+    Default,
+    /// `--audit-file` or `AUDIT_FILE`.
+    Named(PathBuf),
+}
+
+/// The MAC key of `--audit-key-env`; never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AuditKey(pub Vec<u8>);
+
+impl std::fmt::Debug for AuditKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AuditKey(…)")
+    }
+}
+
+/// Everything a run needs to know, resolved: flag over variable over profile.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `--risk`
+    pub risk: Risk,
+    /// `--timeout`; `None` is `none`: no internal timeout.
+    pub timeout: Option<Duration>,
+    /// `--grace`
+    pub grace: Duration,
+    /// `--soft`
+    pub soft: Duration,
+    /// `--hard`
+    pub hard: Duration,
+    /// `--scrub-budget`
+    pub scrub_budget: Duration,
+    /// `--monitoring`
+    pub monitoring: Monitoring,
+    /// `--audit-level`
+    pub audit_level: AuditLevel,
+    /// `--audit-required`
+    pub audit_required: bool,
+    /// `--adaptive`
+    pub adaptive: bool,
+    /// `--env`
+    pub env: EnvMode,
+    /// `--network`
+    pub network: Network,
+    /// `--filesystem`
+    pub filesystem: Filesystem,
+    /// `--job-id`, else the hostname.
+    pub job_id: String,
+    /// `--audit-file`
+    pub audit_file: AuditFile,
+    /// The key that `--audit-key-env` names.
+    pub audit_key: Option<AuditKey>,
+    /// `--termination-log`
+    pub termination_log: PathBuf,
+    /// `--scrub`, in the order given.
+    pub scrub: Vec<PathBuf>,
+    /// `--keep-env`
+    pub keep_env: Vec<OsString>,
+    /// `--writable`
+    pub writable: Vec<PathBuf>,
+    /// `--policy`
+    pub policy: Option<PathBuf>,
+    /// `--nproc`: RLIMIT_NPROC for the workload, where asked for.
+    pub nproc: Option<u64>,
+    /// `--nofile`: RLIMIT_NOFILE for the workload, where asked for.
+    pub nofile: Option<u64>,
+    /// `--fsize`: RLIMIT_FSIZE for the workload in bytes, where asked for.
+    pub fsize: Option<u64>,
+    /// `--workdir`: where the workload starts, where asked for.
+    pub workdir: Option<PathBuf>,
+    /// `--output-limit` in bytes; `None`: the workload writes straight to stdout and stderr.
+    pub output_limit: Option<u64>,
+    /// `--log-level`
+    pub log_level: tracing::Level,
+    /// `--log-format`
+    pub log_format: LogFormat,
+    /// The command and its arguments; never empty.
+    pub command: Vec<OsString>,
+    /// The environment the workload is to get, by `--env`, without the supervisor's own variables, `LD_*` and the key.
+    pub workload_env: Vec<(OsString, OsString)>,
+}
