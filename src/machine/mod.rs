@@ -1,3 +1,6 @@
-//! The pure heart: events and time in, actions out.
+//! The pure heart: events and time in, actions out. No clock, environment, descriptor or pid; no `unsafe`.
 
+pub mod plan;
+pub mod status;
+pub mod step;
 pub mod types;

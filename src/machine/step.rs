@@ -1,0 +1,515 @@
+//! The state machine: `Launching → Running → Terminating → Draining → Scrubbing → Sealing → Done`.
+//!
+//! Pure: the driver says what happened and when, the machine says what to do. Invariants (tested by properties): it
+//! always ends before its budget, seals exactly once, never scrubs before everything is dead, never kills before it may.
+
+use super::plan::{Limits, Plan, Shortened, adapt, plan};
+use super::status::{LaunchFailure, Verdict, launch_failed, verdict};
+use super::types::{Behaviour, Ended, Instant, Rule, Rung, StopSignal, Trigger};
+use std::time::Duration;
+
+/// What can happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The command is running (the exec succeeded).
+    Launched,
+    /// It could not be started.
+    LaunchFailed(LaunchFailure),
+    /// The command itself ended; `alone` if nothing else of the workload is left.
+    Ended {
+        /// How.
+        how: Ended,
+        /// Whether nothing else is alive.
+        alone: bool,
+    },
+    /// Nothing of the workload is left.
+    Empty,
+    /// A stop signal from outside the workload.
+    Stop(StopSignal),
+    /// A detection whose action is to kill.
+    Violation(Rule),
+    /// The workload wrote more than it may.
+    OutputLimit,
+    /// The supervisor itself failed.
+    Fault,
+    /// The driver woke up; it had asked to be woken at `asked`.
+    Woke {
+        /// The deadline it had asked for.
+        asked: Instant,
+    },
+    /// The scrub is done, or was given up.
+    Scrubbed,
+    /// The seal is written.
+    Sealed,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Record the trigger and its plan.
+    Announce {
+        /// Whether it replaces an earlier plan.
+        replanned: bool,
+    },
+    /// SIGTERM and SIGCONT to everything.
+    Term,
+    /// Take files, new resources and the network away, until then at the latest.
+    Revoke {
+        /// When it has to be done.
+        until: Instant,
+    },
+    /// SIGKILL to everything.
+    Kill {
+        /// Whether this kill was taken early because the supervisor was starved.
+        starved: bool,
+        /// Whether this repeats an earlier kill of the same rung.
+        again: bool,
+    },
+    /// Start the scrub.
+    Scrub {
+        /// When it has to stop.
+        until: Instant,
+    },
+    /// A running scrub has less time.
+    Shorten {
+        /// When it has to stop now.
+        until: Instant,
+    },
+    /// Write the seal.
+    Seal,
+    /// Exit with this status.
+    Exit(u8),
+}
+
+/// The actions of one step, in order; no allocation on the kill path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Actions([Option<Action>; 3]);
+
+impl Actions {
+    fn push(&mut self, action: Action) {
+        if let Some(free) = self.0.iter_mut().find(|slot| slot.is_none()) {
+            *free = Some(action);
+        }
+    }
+
+    /// In the order they are to be done.
+    pub fn iter(&self) -> impl Iterator<Item = Action> + '_ {
+        self.0.iter().flatten().copied()
+    }
+}
+
+impl IntoIterator for Actions {
+    type Item = Action;
+    type IntoIter = std::iter::Flatten<std::array::IntoIter<Option<Action>, 3>>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter().flatten()
+    }
+}
+
+/// Where the run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Between fork and exec.
+    Launching,
+    /// The workload runs.
+    Running,
+    /// On the ladder; `rung` is the last one taken.
+    Terminating(Rung),
+    /// Killed; waiting for everything to be gone. The kill is repeated at `next`.
+    Draining {
+        /// When the kill is repeated.
+        next: Instant,
+        /// The wait after that.
+        pause: Duration,
+    },
+    /// The scrub runs.
+    Scrubbing {
+        /// When it has to stop.
+        until: Instant,
+    },
+    /// The seal is being written.
+    Sealing,
+    /// Over.
+    Done(u8),
+}
+
+/// How long past its deadline a scrub that hangs in the kernel is waited for.
+const SCRUB_OVERRUN: Duration = Duration::from_millis(10);
+/// Below this the supervisor is not late: a timer slack and a context switch.
+const PUNCTUAL: Duration = Duration::from_millis(10);
+/// The first pause between repeated kills.
+const KILL_AGAIN: Duration = Duration::from_millis(5);
+
+/// One run.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    limits: Limits,
+    state: State,
+    begun: Instant,
+    trigger: Option<(Trigger, Instant)>,
+    plan: Option<Plan>,
+    ended: Option<Ended>,
+    launch: Option<LaunchFailure>,
+    behaviour: Behaviour,
+    shortened: Vec<Shortened>,
+    effective: Option<Duration>,
+    interrupts: u8,
+    starved: bool,
+    drained: bool,
+}
+
+impl Machine {
+    /// A run whose child was forked at `begun`.
+    #[must_use]
+    pub const fn new(limits: Limits, begun: Instant) -> Self {
+        Self {
+            limits,
+            state: State::Launching,
+            begun,
+            trigger: None,
+            plan: None,
+            ended: None,
+            launch: None,
+            behaviour: Behaviour { network_attempts: None, subprocesses: None, memory_growth: None },
+            shortened: Vec::new(),
+            effective: None,
+            interrupts: 0,
+            starved: false,
+            drained: true,
+        }
+    }
+
+    /// What the workload was seen to do so far: the input of adaptive grace.
+    pub const fn observe(&mut self, seen: Behaviour) {
+        self.behaviour = seen;
+    }
+
+    /// Where the run stands.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        self.state
+    }
+
+    /// The trigger and when it fell.
+    #[must_use]
+    pub const fn trigger(&self) -> Option<(Trigger, Instant)> {
+        self.trigger
+    }
+
+    /// The plan in force.
+    #[must_use]
+    pub const fn plan(&self) -> Option<Plan> {
+        self.plan
+    }
+
+    /// What shortened the hard limit.
+    #[must_use]
+    pub fn shortened(&self) -> &[Shortened] {
+        &self.shortened
+    }
+
+    /// The time from the trigger to `kill` as planned.
+    #[must_use]
+    pub const fn effective(&self) -> Option<Duration> {
+        self.effective
+    }
+
+    /// Whether everything was gone before the scrub; if not, there was no scrub.
+    #[must_use]
+    pub const fn drained(&self) -> bool {
+        self.drained
+    }
+
+    /// Whether the supervisor was so late that it killed at once.
+    #[must_use]
+    pub const fn starved(&self) -> bool {
+        self.starved
+    }
+
+    /// How the command itself ended.
+    #[must_use]
+    pub const fn ended(&self) -> Option<Ended> {
+        self.ended
+    }
+
+    /// The verdict as it stands.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match (self.launch, self.trigger) {
+            (Some(failure), None) => launch_failed(failure),
+            (_, Some((trigger, _))) => verdict(trigger, self.ended),
+            (None, None) => verdict(Trigger::SupervisorError, self.ended),
+        }
+    }
+
+    /// When the driver has to call `step` with `Woke` at the latest; `None` where nothing is due.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Launching | State::Running => self.limits.timeout.map(|t| self.begun.plus(t)),
+            State::Terminating(Rung::Term) => self.plan.map(|p| p.revoke.min(p.kill)),
+            State::Terminating(Rung::Revoke | Rung::Kill) => self.plan.map(|p| p.kill),
+            State::Draining { next, .. } => self.plan.map(|p| p.drained.min(next)),
+            State::Scrubbing { until } => Some(until.plus(SCRUB_OVERRUN)),
+            State::Sealing | State::Done(_) => None,
+        }
+    }
+
+    /// One event at `now`; what is to be done about it.
+    pub fn step(&mut self, now: Instant, event: Event) -> Actions {
+        let mut todo = Actions::default();
+        if let Event::Ended { how, .. } = event {
+            // The first report stands.
+            self.ended = self.ended.or(Some(how));
+        }
+        match (self.state, event) {
+            (State::Launching, Event::Launched) => self.state = State::Running,
+            (State::Launching, Event::LaunchFailed(failure)) => {
+                self.launch = Some(failure);
+                self.scrub(now, &mut todo);
+            }
+            // The exec failed while the ladder was already on: nothing ran, and the trigger stands.
+            (State::Terminating(_), Event::LaunchFailed(failure)) => self.launch = Some(failure),
+            (State::Launching | State::Running, Event::Ended { alone, .. }) => {
+                self.begin(Trigger::Completed, now);
+                if alone {
+                    self.scrub(now, &mut todo);
+                } else {
+                    self.announce(false, &mut todo);
+                }
+            }
+            (State::Launching | State::Running, Event::Empty) => {
+                // Everything is gone, and with it the command, whose status somebody else must have taken.
+                self.begin(Trigger::Completed, now);
+                self.scrub(now, &mut todo);
+            }
+            (State::Launching | State::Running, Event::Stop(signal)) => {
+                self.count(signal);
+                self.begin(Trigger::Terminated(signal), now);
+                self.announce(false, &mut todo);
+            }
+            (State::Launching | State::Running, Event::Violation(rule)) => {
+                self.begin(Trigger::Violation(rule), now);
+                self.kill(now, &mut todo);
+                self.note(false, &mut todo);
+            }
+            (State::Launching | State::Running, Event::OutputLimit) => {
+                self.begin(Trigger::OutputLimit, now);
+                self.announce(false, &mut todo);
+            }
+            (State::Launching | State::Running, Event::Fault) => {
+                self.begin(Trigger::SupervisorError, now);
+                self.kill(now, &mut todo);
+                self.note(false, &mut todo);
+            }
+            (State::Launching | State::Running, Event::Woke { .. }) => {
+                if self.deadline().is_some_and(|due| now >= due) {
+                    self.begin(Trigger::Timeout, now);
+                    self.announce(false, &mut todo);
+                }
+            }
+
+            (State::Terminating(_) | State::Draining { .. }, Event::Empty | Event::Ended { alone: true, .. }) => {
+                self.scrub(now, &mut todo);
+            }
+            (State::Terminating(_), Event::Stop(signal)) => {
+                let again = self.count(signal);
+                let replanned = self.replan(signal, now);
+                if again || self.plan.is_some_and(|p| now >= p.kill) {
+                    self.kill(now, &mut todo);
+                }
+                if replanned {
+                    self.note(true, &mut todo);
+                }
+            }
+            (State::Terminating(_), Event::Violation(rule)) => {
+                // Only an attack during the grace of a run that had not completed is a verdict of its own.
+                if !matches!(self.trigger, Some((Trigger::Completed, _))) {
+                    let at = self.trigger.map_or(now, |(_, at)| at);
+                    self.trigger = Some((Trigger::Violation(rule), at));
+                }
+                self.kill(now, &mut todo);
+            }
+            (State::Terminating(_), Event::Fault) => self.kill(now, &mut todo),
+            (State::Terminating(rung), Event::Woke { asked }) => self.climb(rung, asked, now, &mut todo),
+
+            (State::Draining { next, pause }, Event::Woke { .. }) => {
+                if self.plan.is_some_and(|p| now >= p.drained) {
+                    // Something does not die (an uninterruptible system call): no scrub beside a live process.
+                    self.drained = false;
+                    self.state = State::Sealing;
+                    todo.push(Action::Seal);
+                } else if now >= next {
+                    let pause = (pause * 2).min(Duration::from_millis(100));
+                    self.state = State::Draining { next: now.plus(pause), pause };
+                    todo.push(Action::Kill { starved: false, again: true });
+                }
+            }
+            (State::Draining { .. }, Event::Stop(signal)) => {
+                if self.replan(signal, now) {
+                    self.note(true, &mut todo);
+                }
+            }
+            (State::Scrubbing { until }, Event::Stop(signal)) => {
+                if self.replan(signal, now)
+                    && let Some(shorter) = self.plan.and_then(|p| p.scrubbed).filter(|&s| s < until)
+                {
+                    self.state = State::Scrubbing { until: shorter };
+                    todo.push(Action::Shorten { until: shorter });
+                }
+            }
+            (State::Scrubbing { until }, Event::Woke { .. }) => {
+                if now >= until.plus(SCRUB_OVERRUN) {
+                    self.state = State::Sealing;
+                    todo.push(Action::Seal);
+                }
+            }
+            (State::Scrubbing { .. }, Event::Scrubbed) => {
+                self.state = State::Sealing;
+                todo.push(Action::Seal);
+            }
+            (State::Sealing, Event::Sealed) => {
+                let code = self.verdict().exit_code;
+                self.state = State::Done(code);
+                todo.push(Action::Exit(code));
+            }
+
+            // What cannot change anything any more, state by state.
+            (
+                State::Running | State::Terminating(_),
+                Event::Launched
+                | Event::LaunchFailed(_)
+                | Event::Scrubbed
+                | Event::Sealed
+                | Event::OutputLimit
+                | Event::Ended { .. },
+            )
+            | (State::Launching, Event::Scrubbed | Event::Sealed)
+            | (
+                State::Draining { .. },
+                Event::Launched
+                | Event::LaunchFailed(_)
+                | Event::Ended { .. }
+                | Event::Violation(_)
+                | Event::OutputLimit
+                | Event::Fault
+                | Event::Scrubbed
+                | Event::Sealed,
+            )
+            | (
+                State::Scrubbing { .. },
+                Event::Launched
+                | Event::LaunchFailed(_)
+                | Event::Ended { .. }
+                | Event::Empty
+                | Event::Violation(_)
+                | Event::OutputLimit
+                | Event::Fault
+                | Event::Sealed,
+            )
+            | (
+                State::Sealing,
+                Event::Launched
+                | Event::LaunchFailed(_)
+                | Event::Ended { .. }
+                | Event::Empty
+                | Event::Stop(_)
+                | Event::Violation(_)
+                | Event::OutputLimit
+                | Event::Fault
+                | Event::Woke { .. }
+                | Event::Scrubbed,
+            )
+            | (State::Done(_), _) => {}
+        }
+        todo
+    }
+
+    fn begin(&mut self, trigger: Trigger, now: Instant) {
+        // Adaptive grace judges workloads that are made to stop, not what a finished command left.
+        let (hard, soft) = if matches!(trigger, Trigger::Timeout | Trigger::Terminated(_)) {
+            let (hard, soft, why) = adapt(&self.limits, &self.behaviour);
+            self.shortened = why;
+            (hard, soft)
+        } else {
+            (self.limits.hard, self.limits.soft)
+        };
+        let plan = plan(trigger, now, &self.limits, hard, soft);
+        self.trigger = Some((trigger, now));
+        self.effective = Some(plan.kill.since(now));
+        self.plan = Some(plan);
+    }
+
+    /// First rung: SIGTERM goes out before anything is written down.
+    fn announce(&mut self, replanned: bool, todo: &mut Actions) {
+        self.state = State::Terminating(Rung::Term);
+        todo.push(Action::Term);
+        self.note(replanned, todo);
+    }
+
+    fn note(&self, replanned: bool, todo: &mut Actions) {
+        todo.push(Action::Announce { replanned });
+    }
+
+    /// Whether this is a second INT or QUIT: somebody at a terminal is out of patience.
+    const fn count(&mut self, signal: StopSignal) -> bool {
+        match signal {
+            StopSignal::Int | StopSignal::Quit => {
+                self.interrupts = self.interrupts.saturating_add(1);
+                self.interrupts > 1
+            }
+            StopSignal::Term | StopSignal::Hup => false,
+        }
+    }
+
+    /// An outside signal during a ladder starts the outside clock once; whether anything changed. A repeated signal
+    /// (a restarted kubelet's) changes nothing, since its clock would start later.
+    fn replan(&mut self, signal: StopSignal, now: Instant) -> bool {
+        let Some(current) = self.plan else { return false };
+        if current.sealed.is_some() {
+            return false;
+        }
+        let outside = plan(Trigger::Terminated(signal), now, &self.limits, self.limits.hard, self.limits.soft);
+        let shorter = current.shortened_to(outside);
+        self.plan = Some(shorter);
+        if let Some((_, at)) = self.trigger {
+            self.effective = Some(shorter.kill.since(at));
+        }
+        shorter != current
+    }
+
+    fn climb(&mut self, rung: Rung, asked: Instant, now: Instant, todo: &mut Actions) {
+        let Some(plan) = self.plan else { return };
+        let late = now.since(asked);
+        if now >= plan.kill {
+            self.kill(now, todo);
+        } else if late > PUNCTUAL && late > plan.kill.since(now) / 4 {
+            // A starved supervisor cannot afford politeness: the kill needs one time slice only.
+            self.starved = true;
+            self.kill(now, todo);
+        } else if rung == Rung::Term && now >= plan.revoke {
+            self.state = State::Terminating(Rung::Revoke);
+            todo.push(Action::Revoke { until: plan.kill });
+        }
+    }
+
+    fn kill(&mut self, now: Instant, todo: &mut Actions) {
+        self.state = State::Draining { next: now.plus(KILL_AGAIN), pause: KILL_AGAIN };
+        if let Some(plan) = self.plan.as_mut() {
+            // A kill ahead of its time starts the wait for the dead then, not later.
+            let ahead = plan.kill.since(now);
+            plan.kill = plan.kill.min(now);
+            if plan.sealed.is_none() {
+                plan.drained = plan.drained.minus(ahead);
+            }
+        }
+        todo.push(Action::Kill { starved: self.starved, again: false });
+    }
+
+    fn scrub(&mut self, now: Instant, todo: &mut Actions) {
+        let own = now.plus(self.limits.scrub_budget);
+        let until = self.plan.and_then(|p| p.scrubbed).map_or(own, |outside| outside.min(own));
+        self.state = State::Scrubbing { until };
+        todo.push(Action::Scrub { until });
+    }
+}
