@@ -2,7 +2,11 @@
 //! The only place where `unsafe` is allowed; each block names the callee's preconditions and what upholds them.
 #![allow(unsafe_code)]
 
+pub mod clock;
+pub mod kill;
 pub mod outcome;
 pub mod proc;
+pub mod reap;
+pub mod signals;
 
 pub use outcome::{Cause, Outcome};

@@ -4,9 +4,9 @@
 //! Source of the field numbers: proc_pid_stat(5).
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
+use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A process that cannot be mistaken for a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -161,12 +161,27 @@ impl Proc {
         self.stat(who.pid).is_ok_and(|stat| stat.start == who.start && !stat.is_dead())
     }
 
-    /// The number of the directory's links: used to tell whether `/proc` can be listed at all.
-    ///
-    /// # Errors
-    /// The errno of `fstatat(2)`.
-    pub fn links(&self) -> Result<u64, Errno> {
-        Ok(nix::sys::stat::fstatat(self.root.as_fd(), c"", AtFlags::AT_EMPTY_PATH)?.st_nlink)
+    /// Calls `each` with every process id that `/proc` lists, from a fixed buffer (getdents64(2)).
+    pub fn each_pid(&self, mut each: impl FnMut(i32)) {
+        // A descriptor of its own, so that the position is the start and nobody else's.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let Ok(list) = openat(self.root.as_fd(), ".", flags, Mode::empty()) else { return };
+        let mut buffer = [0u8; 8192];
+        loop {
+            // SAFETY: getdents64 writes at most the length given into the buffer, which is valid for that many bytes.
+            let n = unsafe { libc::syscall(libc::SYS_getdents64, list.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
+            let Ok(n @ 1..) = usize::try_from(n) else { return };
+            let mut entries = buffer.get(..n).unwrap_or_default();
+            // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name; the kernel writes it, lengths are its own.
+            while let Some(&[low, high]) = entries.get(16..18) {
+                let length = usize::from(u16::from_ne_bytes([low, high]));
+                let name = entries.get(19..length).and_then(|n| n.split(|&b| b == 0).next()).unwrap_or_default();
+                if let Some(pid) = number(name).filter(|&pid: &i32| pid > 0) {
+                    each(pid);
+                }
+                entries = entries.get(length.max(19)..).unwrap_or_default();
+            }
+        }
     }
 }
 

@@ -1,0 +1,11 @@
+//! The monotonic clock (clock_gettime(2)), as the machine's `Instant`.
+
+use crate::machine::types::Instant;
+use nix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+/// Now, on CLOCK_MONOTONIC. The call cannot fail for this clock on any Linux.
+#[must_use]
+pub fn now() -> Instant {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(|t| Instant(Duration::from(t))).unwrap_or_default()
+}

@@ -1,0 +1,191 @@
+//! Signals to the whole workload, and to nothing else.
+//!
+//! Invariant: as PID 1 everything in the PID namespace is the workload's or an operator's; anywhere else only a
+//! descendant that was not there before the spawn is ever signalled, through a pidfd and with its start time checked.
+
+use super::proc::{Identity, Proc, Stat};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::HashSet;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// The processes gracekeeper answers for.
+#[derive(Debug)]
+pub struct Everything {
+    pid1: bool,
+    myself: i32,
+    proc_: Option<Proc>,
+    /// Children that were there before the spawn (a shell that started some and then exec'd us), and what they start.
+    strangers: HashSet<Identity>,
+    table: Vec<Stat>,
+    found: Vec<Stat>,
+}
+
+impl Everything {
+    /// Looks at what is there before the spawn, and makes every orphan come to us (PR_SET_CHILD_SUBREAPER, prctl(2)).
+    ///
+    /// # Errors
+    /// The errno of `prctl(2)` as not PID 1: without it an orphan of the workload could not be found.
+    pub fn new(pid1: bool) -> Result<Self, Errno> {
+        let myself = nix::unistd::getpid().as_raw();
+        let mut everything = Self {
+            pid1,
+            myself,
+            proc_: Proc::open().ok(),
+            strangers: HashSet::new(),
+            table: Vec::new(),
+            found: Vec::new(),
+        };
+        if !pid1 {
+            nix::sys::prctl::set_child_subreaper(true)?;
+            everything.find();
+            everything.strangers = everything.found.iter().map(Stat::identity).collect();
+        }
+        Ok(everything)
+    }
+
+    /// Whether this PID namespace's `/proc` can be read.
+    #[must_use]
+    pub const fn proc_(&self) -> Option<&Proc> {
+        self.proc_.as_ref()
+    }
+
+    /// Whether other children than the workload's were there before: then ECHILD cannot tell that the workload is gone.
+    #[must_use]
+    pub fn has_strangers(&self) -> bool {
+        !self.strangers.is_empty()
+    }
+
+    /// Everything of the workload that is alive, as one pass over `/proc` sees it; `None` where `/proc` cannot be read.
+    pub fn members(&mut self) -> Option<&[Stat]> {
+        self.proc_.as_ref()?;
+        self.find();
+        Some(&self.found)
+    }
+
+    /// Sends `signal` to everything. As PID 1 that is one call that no fork outruns (kill(2), pid -1: everything but
+    /// PID 1 itself); else one pass, to be repeated until it finds nobody. How many were reached, where it is known.
+    pub fn signal(&mut self, signal: Signal) -> Option<u64> {
+        if self.pid1 {
+            // ESRCH, nobody there, is an answer and no failure.
+            let _ = kill(Pid::from_raw(-1), signal);
+            return None;
+        }
+        self.find();
+        let mut reached = 0;
+        for stat in &self.found {
+            if let Some(proc_) = &self.proc_
+                && send(proc_, stat.identity(), signal).is_ok()
+            {
+                reached += 1;
+            }
+        }
+        Some(reached)
+    }
+
+    /// Whether anybody besides us is left in the PID namespace, operators' processes included (PID 1 only).
+    #[must_use]
+    pub fn namespace_is_empty(&self) -> bool {
+        self.pid1 && kill(Pid::from_raw(-1), None) == Err(Errno::ESRCH)
+    }
+
+    /// Whether `pid`'s chain of parents ends at us: a process of the workload. `None` where it is gone, or where the
+    /// chain could not be followed.
+    #[must_use]
+    pub fn is_descendant(&self, pid: i32) -> Option<bool> {
+        let proc_ = self.proc_.as_ref()?;
+        let mut at = pid;
+        // A chain longer than this is not a chain but a race with reused pids.
+        for _ in 0..4096 {
+            if at == self.myself {
+                return Some(true);
+            }
+            if at == 0 {
+                return Some(false);
+            }
+            let stat = proc_.stat(at).ok()?;
+            if self.strangers.contains(&stat.identity()) {
+                return Some(false);
+            }
+            at = stat.ppid;
+        }
+        None
+    }
+
+    fn find(&mut self) {
+        self.table.clear();
+        self.found.clear();
+        let Some(proc_) = &self.proc_ else { return };
+        proc_.each_pid(|pid| {
+            if let Ok(stat) = proc_.stat(pid) {
+                self.table.push(stat);
+            }
+        });
+        if self.pid1 {
+            self.found.extend(self.table.iter().filter(|s| s.pid != self.myself && !s.is_dead()));
+            return;
+        }
+        // Children by parent, then outward from us: each process is looked at once.
+        self.table.sort_unstable_by_key(|s| s.ppid);
+        let mut next = vec![self.myself];
+        while let Some(parent) = next.pop() {
+            let from = self.table.partition_point(|s| s.ppid < parent);
+            for stat in self.table.iter().skip(from).take_while(|s| s.ppid == parent) {
+                if stat.pid == self.myself || self.strangers.contains(&stat.identity()) {
+                    continue;
+                }
+                next.push(stat.pid);
+                if !stat.is_dead() {
+                    self.found.push(*stat);
+                }
+            }
+        }
+    }
+}
+
+/// Sends `signal` to exactly `who`: the pidfd is opened first, then the start time is compared, so that a reused pid
+/// is never hit.
+///
+/// # Errors
+/// `ESRCH` where it is gone, else the errno of `pidfd_open(2)` or `pidfd_send_signal(2)`.
+pub fn send(proc_: &Proc, who: Identity, signal: Signal) -> Result<(), Errno> {
+    let held = match pidfd(who.pid) {
+        Ok(fd) => Some(fd),
+        // gVisor before it had pidfds: the start time still narrows the race to the instant between two calls.
+        Err(Errno::ENOSYS) => None,
+        Err(errno) => return Err(errno),
+    };
+    if proc_.stat(who.pid)?.start != who.start {
+        return Err(Errno::ESRCH);
+    }
+    match held {
+        None => kill(Pid::from_raw(who.pid), signal),
+        Some(fd) => {
+            // SAFETY: pidfd_send_signal(2) takes a descriptor, a signal, a siginfo pointer that may be null, and flags
+            // 0; `fd` is open for the call.
+            let result = unsafe {
+                libc::syscall(
+                    libc::SYS_pidfd_send_signal,
+                    fd.as_raw_fd(),
+                    signal as libc::c_int,
+                    std::ptr::null::<libc::siginfo_t>(),
+                    0u32,
+                )
+            };
+            Errno::result(result).map(drop)
+        }
+    }
+}
+
+/// A descriptor for a process (pidfd_open(2), Linux 5.3; close-on-exec by itself).
+///
+/// # Errors
+/// `ESRCH`, `ENOSYS`, `EMFILE` as the manual page says.
+pub fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0u32) })?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel just gave us this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
