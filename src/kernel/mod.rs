@@ -8,5 +8,6 @@ pub mod outcome;
 pub mod proc;
 pub mod reap;
 pub mod signals;
+pub mod spawn;
 
 pub use outcome::{Cause, Outcome};
