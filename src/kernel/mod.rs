@@ -4,8 +4,10 @@
 
 pub mod clock;
 pub mod kill;
+pub mod limits;
 pub mod outcome;
 pub mod proc;
+pub mod random;
 pub mod reap;
 pub mod signals;
 pub mod spawn;
