@@ -4,4 +4,5 @@ pub mod audit;
 pub mod confine;
 pub mod kernel;
 pub mod machine;
+pub mod scrub;
 pub mod settings;

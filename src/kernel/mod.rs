@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod files;
 pub mod kill;
 pub mod limits;
 pub mod outcome;
