@@ -117,7 +117,12 @@ impl Confinement {
                 }
                 self.rlimits.iter().filter_map(|(r, v)| v.map(|v| limits::set(*r, v))).fold(Ok(()), Result::and)
             }
-            Step::OomScoreAdj => limits::oom_first(),
+            Step::OomScoreAdj => {
+                // The supervisor is not dumpable and neither is its copy, which closes this file to its owner
+                // (proc(5)); exec resets the flag, and nothing of the workload is there yet to use the instant.
+                let _ = nix::sys::prctl::set_dumpable(true);
+                limits::oom_first()
+            }
             Step::ParentDeathSignal => {
                 if self.pid1 {
                     return None;

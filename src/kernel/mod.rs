@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod counters;
 pub mod files;
 pub mod kill;
 pub mod limits;

@@ -1,0 +1,4 @@
+//! The verbs besides `run`.
+
+pub mod install;
+pub mod profiles;
