@@ -4,3 +4,4 @@ pub mod audit;
 pub mod kernel;
 pub mod machine;
 pub mod settings;
+pub mod verbs;

@@ -1,3 +1,8 @@
 //! The audit record: what is written, how the lines are chained, and where they go.
 
+pub mod chain;
+pub mod log;
 pub mod record;
+pub mod sinks;
+pub mod time;
+pub mod verify;

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod kill;
 pub mod outcome;
 pub mod proc;
+pub mod random;
 pub mod reap;
 pub mod signals;
 pub mod spawn;

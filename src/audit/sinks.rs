@@ -1,0 +1,393 @@
+//! The three places a record can go: the audit file, stderr, the termination message. All are opened before the
+//! workload runs, close-on-exec and on descriptors from 3 up, and are never opened by path again.
+//!
+//! Nothing here decides what is written. Invariants: no write blocks on a reader; no path is followed through a symlink
+//! in its last component; a record that is not the seal never uses up the space reserved for the seal.
+
+use crate::kernel::Cause;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What is kept free on the disk for the seal; also the longest line that is written.
+pub const RESERVE: usize = 128 * 1024;
+/// What is reserved beyond that at a time, so that not every record costs a call.
+const AHEAD: u64 = 64 * 1024;
+/// The kubelet reads no more of a termination message.
+pub const MESSAGE_LIMIT: usize = 4096;
+/// How long a stuck reader of stderr is waited for, for one record.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// A pipe that polls writable takes this much without blocking (pipe(7), PIPE_BUF).
+const CHUNK: usize = 4096;
+
+/// The errno of a failure of the standard library.
+#[must_use]
+pub fn errno(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn refused(what: &'static str) -> impl Fn(io::Error) -> Cause {
+    move |error| Cause::refused(what, errno(&error))
+}
+
+/// Above 0 to 2, even where these were closed: `try_clone` duplicates with F_DUPFD_CLOEXEC from 3 (fcntl(2)). The
+/// duplicate is the same open file, so a lock and O_APPEND stay.
+fn above_stdio(file: File) -> Result<File, Cause> {
+    if file.as_raw_fd() >= 3 { Ok(file) } else { file.try_clone().map_err(refused("dup")) }
+}
+
+/// Opens a regular file with one name, and nothing else. O_NONBLOCK so that a FIFO answers at once (open(2)).
+fn open_regular(options: &mut OpenOptions, path: &Path) -> Result<File, Cause> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = options.custom_flags(flags.bits()).open(path).map_err(refused("open"))?;
+    let file = above_stdio(file)?;
+    let meta = file.metadata().map_err(refused("fstat"))?;
+    if !meta.is_file() {
+        return Err(Cause::because("not a regular file"));
+    }
+    if meta.nlink() != 1 {
+        return Err(Cause::because("has more than one name"));
+    }
+    Ok(file)
+}
+
+/// What became of one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It is in the file.
+    Yes,
+    /// The disk is full; what is left is the seal's.
+    NoSpace,
+    /// The file does not take it.
+    Failed(Cause),
+}
+
+/// The audit file.
+#[derive(Debug)]
+pub struct AuditSink {
+    file: File,
+    path: PathBuf,
+    /// Where the file has to end, if only this process writes to it.
+    end: u64,
+    /// Up to where the disk has promised room.
+    reserved: u64,
+    /// Why it does not promise any.
+    unreserved: Option<Cause>,
+    /// The file ends in a torn line: the next record begins with a newline.
+    torn: bool,
+    /// Somebody else changed the file.
+    disturbed: Option<&'static str>,
+}
+
+impl AuditSink {
+    /// Opens, locks, and reserves the seal's room. With it the hash of the file's last line, where there is one.
+    ///
+    /// # Errors
+    /// What was refused, or what the path is instead of a file of its own.
+    pub fn open(path: &Path) -> Result<(Self, Option<String>), Cause> {
+        let file = open_regular(OpenOptions::new().read(true).append(true).create(true).mode(0o600), path)?;
+        file.try_lock().map_err(|error| match error {
+            std::fs::TryLockError::WouldBlock => Cause::because("another process has it locked"),
+            std::fs::TryLockError::Error(error) => Cause::refused("flock", errno(&error)),
+        })?;
+        let end = file.metadata().map_err(refused("fstat"))?.len();
+        let (last, torn) = last_line(&file, end).map_err(refused("read"))?;
+        let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let mut sink = Self { file, path: resolved, end, reserved: end, unreserved: None, torn, disturbed: None };
+        // Refused for want of room: the file is still there for whatever fits.
+        if sink.reserve(0).is_err() {
+            sink.unreserved = Some(Cause::refused("fallocate", Errno::ENOSPC));
+        }
+        Ok((sink, last))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Why no room is promised.
+    #[must_use]
+    pub const fn unreserved(&self) -> Option<Cause> {
+        self.unreserved
+    }
+
+    /// What somebody else did to the file.
+    #[must_use]
+    pub const fn disturbed(&self) -> Option<&'static str> {
+        self.disturbed
+    }
+
+    /// Its descriptor.
+    #[must_use]
+    pub fn fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
+    /// `fsync(2)`.
+    ///
+    /// # Errors
+    /// What was refused.
+    pub fn sync(&self) -> Result<(), Cause> {
+        self.file.sync_all().map_err(refused("fsync"))
+    }
+
+    /// Room for `length` bytes and the seal after them; FALLOC_FL_KEEP_SIZE leaves the file's length alone
+    /// (fallocate(2)). A file system that cannot promise (EOPNOTSUPP) is remembered and not asked again.
+    fn reserve(&mut self, length: u64) -> Result<(), ()> {
+        let needed = self.end.saturating_add(length).saturating_add(u64::try_from(RESERVE).unwrap_or(0));
+        if needed <= self.reserved {
+            return Ok(());
+        }
+        if self.unreserved.is_some_and(|cause| cause.errno != Some(Errno::ENOSPC)) {
+            return Ok(());
+        }
+        for until in [needed.saturating_add(AHEAD), needed] {
+            let length = i64::try_from(until.saturating_sub(self.end)).unwrap_or(i64::MAX);
+            let from = i64::try_from(self.end).unwrap_or(i64::MAX);
+            match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, from, length) {
+                Ok(()) => {
+                    self.reserved = until;
+                    self.unreserved = None;
+                    return Ok(());
+                }
+                Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EINTR) => {}
+                Err(errno) => {
+                    self.unreserved = Some(Cause::refused("fallocate", errno));
+                    return Ok(());
+                }
+            }
+        }
+        Err(())
+    }
+
+    /// Did somebody else touch the file, or take it away?
+    fn look(&mut self) {
+        let Ok(meta) = self.file.metadata() else { return };
+        let here = std::fs::symlink_metadata(&self.path);
+        let same = here.is_ok_and(|here| (here.dev(), here.ino()) == (meta.dev(), meta.ino()));
+        let what = if meta.nlink() == 0 || !same {
+            Some("the audit file was removed or replaced")
+        } else if meta.nlink() > 1 {
+            Some("the audit file was given a second name")
+        } else if meta.len() < self.end {
+            Some("the audit file was truncated")
+        } else if meta.len() > self.end {
+            Some("somebody else wrote to the audit file")
+        } else {
+            None
+        };
+        if what.is_some() {
+            self.disturbed = what;
+        }
+        if meta.len() != self.end {
+            // A strange part of a line must not swallow ours. What was reserved beyond a cut is gone.
+            self.torn = meta.len() > 0;
+            self.reserved = 0;
+            self.end = meta.len();
+        }
+    }
+
+    /// Appends one line with its newline, in one `write(2)` where the kernel takes it whole; else it is completed, or
+    /// taken back.
+    pub fn append(&mut self, line: &str, seal: bool) -> Written {
+        self.look();
+        let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
+        if self.torn {
+            bytes.push(b'\n');
+        }
+        bytes.extend_from_slice(line.as_bytes());
+        bytes.push(b'\n');
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if !seal && self.reserve(length).is_err() {
+            return Written::NoSpace;
+        }
+        // write_all goes on after EINTR and after a short write.
+        match (&self.file).write_all(&bytes) {
+            Ok(()) => {
+                self.end = self.end.saturating_add(length);
+                self.torn = false;
+                Written::Yes
+            }
+            Err(error) => {
+                self.take_back(length);
+                match errno(&error) {
+                    Errno::ENOSPC | Errno::EDQUOT => Written::NoSpace,
+                    errno => Written::Failed(Cause::refused("write", errno)),
+                }
+            }
+        }
+    }
+
+    /// Removes a part of a record, unless somebody else wrote behind it.
+    fn take_back(&mut self, length: u64) {
+        let Ok(now) = self.file.metadata().map(|meta| meta.len()) else { return };
+        if now > self.end && now < self.end.saturating_add(length) {
+            if self.file.set_len(self.end).is_ok() {
+                self.reserved = self.end; // Truncating frees what was reserved (fallocate(2)).
+                let _ = self.reserve(0); // Where it fails the next record finds out.
+            } else {
+                self.end = now;
+                self.torn = true;
+            }
+        }
+    }
+}
+
+/// The hash of the last line, torn or whole, and whether it is torn. Reads back at most the longest line; a longer one
+/// has no hash here, and `verify` refuses it anyway.
+fn last_line(file: &File, end: u64) -> io::Result<(Option<String>, bool)> {
+    let limit = u64::try_from(super::verify::LINE_LIMIT).unwrap_or(u64::MAX).saturating_add(2);
+    let from = end.saturating_sub(limit);
+    let mut tail = vec![0; usize::try_from(end.saturating_sub(from)).unwrap_or(0)];
+    file.read_exact_at(&mut tail, from)?;
+    if tail.is_empty() {
+        return Ok((None, false));
+    }
+    let (text, torn) = match tail.strip_suffix(b"\n") {
+        Some(text) => (text, false),
+        None => (tail.as_slice(), true),
+    };
+    let line = text.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    if line.len() == text.len() && from > 0 {
+        return Ok((None, torn));
+    }
+    Ok((Some(super::chain::sha256(line)), torn))
+}
+
+/// The termination message of the kubelet: a file that is there already, or none.
+#[derive(Debug)]
+pub struct MessageSink {
+    file: File,
+}
+
+impl MessageSink {
+    /// Opens it for writing; it is never created.
+    ///
+    /// # Errors
+    /// What was refused; ENOENT is the ordinary case outside Kubernetes.
+    pub fn open(path: &Path) -> Result<Self, Cause> {
+        Ok(Self { file: open_regular(OpenOptions::new().write(true), path)? })
+    }
+
+    /// `fsync(2)`.
+    ///
+    /// # Errors
+    /// What was refused.
+    pub fn sync(&self) -> Result<(), Cause> {
+        self.file.sync_all().map_err(refused("fsync"))
+    }
+
+    /// Its descriptor.
+    #[must_use]
+    pub fn fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
+    /// Replaces whatever is in it.
+    ///
+    /// # Errors
+    /// What was refused.
+    pub fn replace(&self, message: &str) -> Result<(), Cause> {
+        self.file.set_len(0).map_err(refused("ftruncate"))?;
+        self.file.write_all_at(message.as_bytes(), 0).map_err(refused("pwrite"))?;
+        self.sync()
+    }
+}
+
+/// stderr, as it was when the run began.
+#[derive(Debug)]
+pub struct StderrSink {
+    file: Option<File>,
+    /// It is a pipe of our own description: a write never blocks, and needs no small chunks.
+    nonblocking: bool,
+    /// A record was broken off: the next begins on a new line.
+    torn: bool,
+}
+
+impl StderrSink {
+    /// Duplicates stderr. A pipe is opened anew below /proc instead: that is another open file description, so that
+    /// O_NONBLOCK does not reach the others who write to the same pipe (open(2), proc_pid_fd(5)).
+    #[must_use]
+    pub fn open() -> Self {
+        let Ok(duplicate) = io::stderr().as_fd().try_clone_to_owned() else {
+            return Self { file: None, nonblocking: false, torn: false };
+        };
+        Self::from_fd(duplicate)
+    }
+
+    /// The same for any descriptor.
+    #[must_use]
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        let file = File::from(fd);
+        if file.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
+            let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let anew = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
+            if let Ok(anew) = anew.map_err(refused("open")).and_then(above_stdio) {
+                return Self { file: Some(anew), nonblocking: true, torn: false };
+            }
+        }
+        Self { file: Some(file), nonblocking: false, torn: false }
+    }
+
+    /// Its descriptor.
+    #[must_use]
+    pub fn fd(&self) -> Option<i32> {
+        self.file.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// One line, given up after a tenth of a second in which nobody reads.
+    ///
+    /// # Errors
+    /// What was refused; ETIMEDOUT where nobody reads.
+    pub fn write(&mut self, line: &str) -> Result<(), Cause> {
+        let Some(mut file) = self.file.as_ref() else { return Err(Cause::refused("stderr", Errno::EBADF)) };
+        let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
+        if self.torn {
+            bytes.push(b'\n');
+        }
+        bytes.extend_from_slice(line.as_bytes());
+        bytes.push(b'\n');
+        let deadline = Instant::now().checked_add(PATIENCE);
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let left = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut polled, timeout) {
+                Ok(0) => {
+                    self.torn = rest.len() < bytes.len();
+                    return Err(Cause::refused("stderr", Errno::ETIMEDOUT));
+                }
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Cause::refused("poll", errno)),
+            }
+            if polled.iter().all(|polled| polled.revents().is_none_or(|events| events.is_empty())) {
+                continue; // EINTR: nothing is known yet.
+            }
+            let chunk = if self.nonblocking { rest } else { rest.get(..CHUNK).unwrap_or(rest) };
+            match file.write(chunk) {
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Err(error) if matches!(errno(&error), Errno::EINTR) => {}
+                Err(error) if matches!(errno(&error), Errno::EAGAIN) && !left.is_zero() => {
+                    // A pipe polls writable with one free page, which may be too little for an atomic write.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => {
+                    self.torn = rest.len() < bytes.len();
+                    return Err(Cause::refused("stderr", errno(&error)));
+                }
+            }
+        }
+        self.torn = false;
+        Ok(())
+    }
+}
