@@ -120,7 +120,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
     let shared = Arc::new(Shared { everything: Mutex::new(everything), log: Mutex::new(log) });
     {
         let mut log = shared.log();
-        let started = facts.started(log.notes());
+        let started = facts.started(&log.notes());
         log.write(&Body::EvaluationStarted(Box::new(started)));
     }
     hook_panics(Arc::clone(&shared), pid1);

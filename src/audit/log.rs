@@ -1,276 +1,384 @@
-//! The log of one run: a chain and its sinks. Writing never fails towards the caller: what a sink could not take is noted
-//! in the others, and the kill goes on.
+//! The log of one run: which sinks there are, what goes to which, and what is said where one fails.
 //!
-//! Invariant: exactly one seal, and it is the last record.
+//! Opened before the workload runs; from then on nothing here fails, blocks for long, or panics. Invariants: the seal
+//! is written once; a sink that fails is named in the sinks that are left; a record that no sink took is counted.
 
-use super::chain::{Chain, GENESIS, hex};
+use super::chain::{Chain, ZEROS};
 use super::record::{Body, EvaluationTerminated};
-use super::sinks::{AuditFile, SinkError, Stderr, TerminationMessage};
+use super::sinks::{AuditSink, MESSAGE_LIMIT, MessageSink, RESERVE, StderrSink, Written};
 use super::time::rfc3339;
-use crate::kernel::outcome::{Cause, Outcome};
-use crate::settings::{AuditFile as Wanted, AuditKey, AuditLevel};
+use crate::kernel::{Cause, Outcome, random};
+use crate::settings::{AuditFile, AuditKey, AuditLevel};
 use nix::errno::Errno;
+use std::fmt;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, TryLockError};
 use std::time::SystemTime;
 
-/// The default audit file, as PID 1.
+/// Where PID 1 writes unless told otherwise.
 pub const DEFAULT_FILE: &str = "/var/log/security-audit.json";
-/// What Kubernetes keeps of a termination message, in bytes.
-pub const MESSAGE_LIMIT: usize = 4096;
 
-/// What the log is opened with.
+/// What the log needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Which file was asked for.
-    pub file: Wanted,
-    /// Whether gracekeeper is PID 1.
+    /// The audit file.
+    pub file: AuditFile,
+    /// Whether this process is PID 1: only then is there a default file.
     pub pid1: bool,
-    /// The termination message's path.
+    /// The termination message's file.
     pub termination_log: PathBuf,
     /// How much is recorded.
     pub level: AuditLevel,
-    /// The record's `job_id`.
+    /// The job's name, in every record.
     pub job_id: String,
     /// The MAC key.
     pub key: Option<AuditKey>,
-    /// Refuse to run without a durable sink.
+    /// No run without a durable sink.
     pub required: bool,
 }
 
-/// An open log.
+/// No sink that `--audit-required` accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenError {
+    file: Option<(PathBuf, Cause)>,
+    message: (PathBuf, Cause),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("audit required, but ")?;
+        if let Some((path, cause)) = &self.file {
+            write!(f, "audit file {path:?}: {cause}; ")?;
+        }
+        write!(f, "termination log {:?}: {}", self.message.0, self.message.1)
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// The log of one run.
 #[derive(Debug)]
 pub struct Log {
     level: AuditLevel,
-    chain: Chain,
-    file: Option<AuditFile>,
-    stderr: Stderr,
-    message: Option<TerminationMessage>,
+    file: Option<AuditSink>,
+    /// Why the file is not there, or stopped taking records.
+    file_cause: Option<Cause>,
+    file_chain: Chain,
+    stderr: StderrSink,
+    stderr_chain: Chain,
+    message: Option<MessageSink>,
+    message_cause: Option<Cause>,
+    has_key: bool,
+    /// What was said when it was opened.
     notes: Vec<String>,
+    /// What went wrong since; the seal repeats it.
+    troubles: Vec<String>,
+    /// Records that no sink took.
     dropped: u64,
     sealed: bool,
-    keyed: bool,
 }
 
 impl Log {
     /// Opens every sink.
     ///
     /// # Errors
-    /// Only with `required`, where neither the audit file nor the termination log can be opened and fsynced.
-    pub fn open(config: Config) -> Result<Self, SinkError> {
+    /// Only where `required`, and neither the audit file nor the termination log can be opened and fsynced.
+    pub fn open(config: Config) -> Result<Self, OpenError> {
+        let mut stderr = StderrSink::open();
         let mut notes = Vec::new();
-        let (path, named) = match &config.file {
-            Wanted::Named(path) => (Some(path.as_path()), true),
-            Wanted::Default if config.pid1 => (Some(Path::new(DEFAULT_FILE)), false),
-            Wanted::Default => (None, false),
+        let path = match (&config.file, config.pid1) {
+            (AuditFile::Named(path), _) => Some(path.as_path()),
+            (AuditFile::Default, true) => Some(Path::new(DEFAULT_FILE)),
+            (AuditFile::Default, false) => None,
         };
-        let file = path.map(AuditFile::open);
-        let message = TerminationMessage::open(&config.termination_log).and_then(|m| match m.sync() {
-            Ok(()) => Ok(m),
-            Err(errno) => {
-                Err(SinkError { what: "cannot fsync termination log", path: config.termination_log.clone(), errno })
-            }
-        });
-        if config.required && !matches!(file, Some(Ok(_))) && message.is_err() {
-            return Err(match (file, message) {
-                (Some(Err(error)), _) | (_, Err(error)) => error,
-                _ => SinkError { what: "no audit sink", path: PathBuf::new(), errno: Errno::ENOENT },
-            });
-        }
-        let stderr = Stderr::open();
-        let file = match file {
-            Some(Ok(file)) => Some(file),
-            Some(Err(error)) => {
-                if named {
-                    let line = format!("gracekeeper: {error}; the record goes to stderr");
-                    let _ = stderr.append(&line);
+        let mut file_cause = Cause::because("none was named");
+        let (mut file, mut prev) = (None, None);
+        if let Some(path) = path {
+            match AuditSink::open(path).and_then(|(sink, prev)| sink.sync().map(|()| (sink, prev))) {
+                Ok((sink, last)) => (file, prev) = (Some(sink), last),
+                Err(cause) => {
+                    file_cause = cause;
+                    let note = format!("audit file {path:?}: {cause}; the audit goes to stderr");
+                    if matches!(config.file, AuditFile::Named(_)) {
+                        let _ = stderr.write(&format!("gracekeeper: {note}")); // It is noted in the record as well.
+                    }
+                    notes.push(note);
                 }
-                notes.push(error.to_string());
-                None
             }
-            None => None,
+        }
+        if let Some(cause) = file.as_ref().and_then(AuditSink::unreserved) {
+            notes.push(format!("audit file: no space is reserved for the seal: {cause}"));
+        }
+        let opened = MessageSink::open(&config.termination_log).and_then(|sink| sink.sync().map(|()| sink));
+        let (message, message_cause) = match opened {
+            Ok(sink) => (Some(sink), None),
+            Err(cause) => (None, Some(cause)),
         };
-        let message = match message {
-            Ok(message) => Some(message),
-            // No kubelet, no termination log: that is how docker and laptops are.
-            Err(SinkError { errno: Errno::ENOENT, .. }) => None,
-            Err(error) => {
-                notes.push(error.to_string());
-                None
+        if let Some(cause) = message_cause {
+            if config.required && file.is_none() {
+                let file = path.map(|path| (path.to_owned(), file_cause));
+                return Err(OpenError { file, message: (config.termination_log, cause) });
+            }
+            notes.push(format!("termination log {:?}: {cause}", config.termination_log));
+        }
+        let run_id = match random::sixteen_bytes() {
+            Ok(bytes) => super::chain::hex(&bytes),
+            Err(errno) => {
+                notes.push(format!("run_id: getrandom: {errno:?}; made from the clock and the pid"));
+                let seed = format!("{:?} {}", SystemTime::now(), std::process::id());
+                super::chain::sha256(seed.as_bytes()).chars().take(32).collect()
             }
         };
-        let last = file.as_ref().and_then(|f| f.last.clone()).unwrap_or_else(|| GENESIS.to_owned());
-        let keyed = config.key.is_some();
-        let chain = Chain::new(last, config.job_id, run_id(), config.key);
-        Ok(Self { level: config.level, chain, file, stderr, message, notes, dropped: 0, sealed: false, keyed })
+        let zeros = ZEROS.to_owned();
+        let has_key = config.key.is_some();
+        let file_chain = Chain::new(
+            config.job_id.clone(),
+            run_id.clone(),
+            prev.unwrap_or_else(|| zeros.clone()),
+            config.key.clone(),
+        );
+        Ok(Self {
+            level: config.level,
+            file_cause: if file.is_some() { None } else { Some(file_cause) },
+            file,
+            file_chain,
+            stderr,
+            stderr_chain: Chain::new(config.job_id, run_id, zeros, config.key),
+            message,
+            message_cause,
+            has_key,
+            notes,
+            troubles: Vec::new(),
+            dropped: 0,
+            sealed: false,
+        })
     }
 
-    /// What the sinks could not do so far.
+    /// Records one event, where the level wants it. Does nothing once sealed.
+    pub fn write(&mut self, body: &Body) {
+        let (level, durable) = match body {
+            Body::EvaluationTerminated(seal) => return self.seal((**seal).clone()),
+            Body::EvaluationStarted(_) => (AuditLevel::Basic, true),
+            Body::TerminationRequested(_) => (AuditLevel::Standard, true),
+            Body::Escalated(_) | Body::Detection(_) | Body::SpoofedSignal(_) => (AuditLevel::Standard, false),
+            Body::Activity(_) => (AuditLevel::Comprehensive, false),
+        };
+        if self.sealed || self.level < level {
+            return;
+        }
+        let time = rfc3339(SystemTime::now());
+        let shorter = shorten(body);
+        let file_failed = self.file_cause.is_some();
+        if let Some(sink) = self.file.as_mut().filter(|_| !file_failed) {
+            let Some(line) = fitting(&self.file_chain, body, shorter.as_ref(), &time) else {
+                self.dropped = self.dropped.saturating_add(1);
+                return;
+            };
+            match sink.append(&line, false) {
+                Written::Yes => {
+                    self.file_chain.advance(&line);
+                    if let Some(Err(cause)) = durable.then(|| sink.sync()) {
+                        self.trouble(format!("audit file: {cause}"));
+                    }
+                    return;
+                }
+                Written::NoSpace => {
+                    // What is free is the seal's; the chain goes on as if this record had not been.
+                    self.dropped = self.dropped.saturating_add(1);
+                    return;
+                }
+                Written::Failed(cause) => {
+                    self.file_cause = Some(cause);
+                    self.trouble(format!("audit file: {cause}; the audit goes to stderr"));
+                }
+            }
+        }
+        match fitting(&self.stderr_chain, body, shorter.as_ref(), &time) {
+            Some(line) => {
+                if self.to_stderr(&line).is_err() {
+                    self.dropped = self.dropped.saturating_add(1);
+                }
+            }
+            None => self.dropped = self.dropped.saturating_add(1),
+        }
+    }
+
+    /// The final record, then the termination message. A second call does nothing.
+    ///
+    /// It goes to the audit file, also where an earlier write failed (a limit may have been lifted since), and to stderr
+    /// where there is no file, or the file does not take it, failed before, or is no longer what it was.
+    pub fn seal(&mut self, mut body: EvaluationTerminated) {
+        if self.sealed {
+            return;
+        }
+        self.sealed = true;
+        let time = rfc3339(SystemTime::now());
+        if self.dropped > 0 {
+            let dropped = format!("audit: {} records were dropped: no space, or nobody read stderr", self.dropped);
+            self.troubles.push(dropped);
+        }
+        self.repeat_troubles(&mut body);
+        let mut safe = false;
+        let before = (self.file_chain.clone(), self.stderr_chain.clone());
+        let limit = RESERVE.saturating_sub(2); // The newlines around it.
+        if let Some(sink) = &mut self.file {
+            if let Ok(line) = self.file_chain.render_seal(&body, &time, limit) {
+                match sink.append(&line, true) {
+                    Written::Yes => {
+                        self.file_chain.advance(&line);
+                        safe = self.file_cause.is_none() && sink.disturbed().is_none();
+                        if let Err(cause) = sink.sync() {
+                            safe = false;
+                            self.troubles.push(format!("audit file: {cause}"));
+                        }
+                    }
+                    Written::NoSpace => {
+                        let cause = Cause::refused("write", Errno::ENOSPC);
+                        self.file_cause = Some(cause);
+                        self.troubles.push(format!("audit file: the seal: {cause}"));
+                    }
+                    Written::Failed(cause) => {
+                        self.file_cause = Some(cause);
+                        self.troubles.push(format!("audit file: the seal: {cause}"));
+                    }
+                }
+            }
+            if let Some(what) = sink.disturbed() {
+                self.troubles.push(what.to_owned());
+            }
+        }
+        self.repeat_troubles(&mut body);
+        if !safe {
+            if let Ok(line) = self.stderr_chain.render_seal(&body, &time, limit) {
+                let _ = self.to_stderr(&line); // The termination message is still to come, and says so.
+            }
+        }
+        self.repeat_troubles(&mut body);
+        if let Some(message) = &self.message {
+            // The very line that was sealed, where it fits.
+            let chain = if safe { &before.0 } else { &before.1 };
+            if let Ok(line) = chain.render_seal(&body, &time, MESSAGE_LIMIT) {
+                if let Err(cause) = message.replace(&line) {
+                    self.message_cause = Some(cause);
+                    self.troubles.push(format!("termination log: {cause}"));
+                }
+            }
+        }
+    }
+
+    /// What the sinks said when they were opened, and since.
     #[must_use]
-    pub fn notes(&self) -> &[String] {
-        &self.notes
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<String> = self.notes.iter().chain(&self.troubles).cloned().collect();
+        if let Some(what) = self.file.as_ref().and_then(AuditSink::disturbed).filter(|_| !self.sealed) {
+            notes.push(what.to_owned());
+        }
+        notes
     }
 
-    /// The audit file's path, where there is one.
-    #[must_use]
-    pub fn audit_path(&self) -> Option<&Path> {
-        self.file.as_ref().map(|f| f.path.as_path())
-    }
-
-    /// What holds of the log itself.
+    /// The outcomes for the record.
     #[must_use]
     pub fn enforcement(&self) -> Vec<(&'static str, Outcome)> {
-        let none = |why| Outcome::Unavailable(Cause::because(why));
+        let file = match (&self.file, self.file_cause) {
+            (None, cause) => Outcome::Unavailable(cause.unwrap_or(Cause::because("none was named"))),
+            (Some(_), Some(cause)) => Outcome::Degraded(cause),
+            (Some(sink), None) => {
+                sink.disturbed().map_or(Outcome::Enforced, |what| Outcome::Degraded(Cause::because(what)))
+            }
+        };
+        let reserved = match self.file.as_ref().map(AuditSink::unreserved) {
+            None => Outcome::Unavailable(Cause::because("no audit file")),
+            Some(None) => Outcome::Enforced,
+            Some(Some(cause)) => Outcome::Unavailable(cause),
+        };
+        let message = match (&self.message, self.message_cause) {
+            (Some(_), None) => Outcome::Enforced,
+            (_, cause) => Outcome::Unavailable(cause.unwrap_or(Cause::because("no termination log"))),
+        };
+        let mac =
+            if self.has_key { Outcome::Enforced } else { Outcome::Unavailable(Cause::because("no key was given")) };
         vec![
-            ("audit_file", if self.file.is_some() { Outcome::Enforced } else { none("no audit file") }),
-            (
-                "audit_space",
-                match self.file.as_ref().map(|f| f.reserved) {
-                    Some(Ok(())) => Outcome::Enforced,
-                    Some(Err(errno)) => Outcome::Unavailable(Cause::refused("fallocate", errno)),
-                    None => none("no audit file"),
-                },
-            ),
-            ("audit_mac", if self.keyed { Outcome::Enforced } else { none("no --audit-key-env") }),
-            (
-                "termination_message",
-                if self.message.is_some() { Outcome::Enforced } else { none("no termination log") },
-            ),
+            ("audit_file", file),
+            ("audit_space_reserved", reserved),
+            ("termination_message", message),
+            ("audit_mac", mac),
         ]
     }
 
-    /// Whether records of this kind are wanted.
+    /// Where the audit file is, if one is open.
     #[must_use]
-    pub fn wants(&self, body: &Body) -> bool {
-        let least = match body {
-            Body::EvaluationStarted(_) | Body::EvaluationTerminated(_) => AuditLevel::Basic,
-            Body::TerminationRequested(_) | Body::Escalated(_) | Body::Detection(_) | Body::SpoofedSignal(_) => {
-                AuditLevel::Standard
-            }
-            Body::Activity(_) => AuditLevel::Comprehensive,
-        };
-        self.level >= least
+    pub fn audit_path(&self) -> Option<&Path> {
+        self.file.as_ref().map(AuditSink::path)
     }
 
-    /// Writes a record that is not the seal, at its level.
-    pub fn write(&mut self, body: &Body) {
-        if self.sealed || matches!(body, Body::EvaluationTerminated(_)) || !self.wants(body) {
-            return;
-        }
-        let durable = matches!(body, Body::EvaluationStarted(_) | Body::TerminationRequested(_));
-        self.put(body, durable);
+    /// The descriptors that the sinks hold: all from 3 up and close-on-exec.
+    #[must_use]
+    pub fn fds(&self) -> Vec<RawFd> {
+        let file = self.file.as_ref().map(AuditSink::fd);
+        let message = self.message.as_ref().map(MessageSink::fd);
+        [file, message, self.stderr.fd()].into_iter().flatten().collect()
     }
 
-    /// Writes the seal and then the termination message, once.
-    pub fn seal(&mut self, mut record: EvaluationTerminated) {
-        if std::mem::replace(&mut self.sealed, true) {
-            return;
+    fn to_stderr(&mut self, line: &str) -> Result<(), Cause> {
+        let result = self.stderr.write(line);
+        match result {
+            Ok(()) => self.stderr_chain.advance(line),
+            Err(cause) => self.trouble(format!("audit: {cause}")),
         }
-        for note in &self.notes {
-            push_bounded(&mut record.errors, note.clone());
-        }
-        if self.dropped > 0 {
-            push_bounded(&mut record.errors, format!("{} records dropped: no space", self.dropped));
-        }
-        let before = self.notes.len();
-        let body = Body::EvaluationTerminated(Box::new(record));
-        self.put(&body, true);
-        let Body::EvaluationTerminated(mut record) = body else { return };
-        for note in self.notes.iter().skip(before) {
-            push_bounded(&mut record.errors, note.clone());
-        }
-        if let Some(message) = &self.message {
-            let text = compact(&self.chain, *record);
-            if let Err(errno) = message.write(&text) {
-                let _ = self.stderr.append(&format!("gracekeeper: cannot write termination message: {errno:?}"));
-            }
+        result
+    }
+
+    /// Remembered once, and not without bound.
+    fn trouble(&mut self, what: String) {
+        if self.troubles.len() < 16 && !self.troubles.contains(&what) {
+            self.troubles.push(what);
         }
     }
 
-    fn put(&mut self, body: &Body, durable: bool) {
-        let line = match self.chain.line(&rfc3339(SystemTime::now()), body) {
-            Ok(line) => line,
-            Err(error) => return self.note(format!("a record could not be serialized: {error}")),
-        };
-        let seal = matches!(body, Body::EvaluationTerminated(_));
-        if let Some(file) = self.file.as_mut() {
-            // The seal's space is not for others: with the disk full they are dropped, and the seal says so.
-            let extra = i64::try_from(line.len()).unwrap_or(i64::MAX);
-            if !seal && file.reserved.is_ok() && file.reserve(extra) == Err(Errno::ENOSPC) {
-                self.dropped = self.dropped.saturating_add(1);
-                return;
-            }
-            let written = file.append(&line).and_then(|()| if durable { file.sync() } else { Ok(()) });
-            match written {
-                Ok(()) => return self.chain.advance(&line),
-                Err(errno) => {
-                    // From here on stderr is the sink: a record that is half in the file is not in the chain.
-                    let path = crate::settings::cli::printable(file.path.as_os_str());
-                    self.note(format!("audit file {path} failed: {errno:?}; the record goes on on stderr"));
-                    self.file = None;
-                }
+    fn repeat_troubles(&self, body: &mut EvaluationTerminated) {
+        for what in &self.troubles {
+            if !body.errors.contains(what) {
+                body.errors.push(what.clone());
             }
         }
-        match self.stderr.append(&line) {
-            Ok(()) => self.chain.advance(&line),
-            Err(errno) => self.note(format!("stderr failed: {errno:?}")),
-        }
-    }
-
-    fn note(&mut self, note: String) {
-        push_bounded(&mut self.notes, note);
     }
 }
 
-/// At most 32 lines of trouble are kept, whatever the workload does.
-fn push_bounded(list: &mut Vec<String>, line: String) {
-    if list.len() < 32 {
-        list.push(line);
-    }
+/// For a panic hook: seals if nobody else holds the log at this moment. Never waits, and a poisoned lock is no obstacle.
+/// Answers whether the log is sealed now.
+pub fn emergency(log: &Mutex<Log>, body: EvaluationTerminated) -> bool {
+    let mut log = match log.try_lock() {
+        Ok(log) => log,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return false,
+    };
+    log.seal(body);
+    true
 }
 
-/// The final record, cut to fit: the largest and least telling parts go first, the verdict never.
-fn compact(chain: &Chain, mut record: EvaluationTerminated) -> String {
-    let time = rfc3339(SystemTime::now());
-    for cut in 0..8 {
-        match cut {
-            0 => record.process.args = None,
-            1 => record.enforcement_errors.clear(),
-            2 => record.errors.truncate(2),
-            3 => record.cleanup.paths.truncate(4),
-            4 => record.detections.truncate(4),
-            5 => record.enforcement.clear(),
-            6 => {
-                for text in record.errors.iter_mut().chain(record.cleanup.paths.iter_mut().map(|p| &mut p.path)) {
-                    *text = text.chars().take(128).collect();
-                }
-                record.process.executable = record.process.executable.chars().take(256).collect();
-                for step in &mut record.escalation {
-                    step.errors.clear();
-                }
-            }
-            _ => {
-                record.errors.clear();
-                record.cleanup.paths.clear();
-                record.escalation.clear();
-            }
-        }
-        match chain.line(&time, &Body::EvaluationTerminated(Box::new(record.clone()))) {
-            Ok(line) if line.len() <= MESSAGE_LIMIT => return line,
-            _ => {}
-        }
-    }
-    format!(
-        "{{\"event\":\"evaluation_terminated\",\"status\":\"{}\",\"exit_code\":{}}}",
-        record.status, record.exit_code
-    )
+/// The line, or the shorter body's where it is longer than any line may be, or none.
+fn fitting(chain: &Chain, body: &Body, shorter: Option<&Body>, time: &str) -> Option<String> {
+    std::iter::once(body)
+        .chain(shorter)
+        .filter_map(|body| chain.render(body, time).ok())
+        .find(|line| line.len().saturating_add(2) <= RESERVE)
 }
 
-/// 128 random bits (getrandom(2)); where the kernel has none to give, the time and the pid still tell runs apart.
-fn run_id() -> String {
-    let mut bytes = [0u8; 16];
-    if !crate::kernel::random::fill(&mut bytes) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-        bytes = (now ^ (u128::from(std::process::id()) << 96)).to_le_bytes();
+/// The body without the part of it that has no bound.
+fn shorten(body: &Body) -> Option<Body> {
+    match body {
+        Body::EvaluationStarted(started) => {
+            let mut started = started.clone();
+            started.process.args = None;
+            started.notes.truncate(64);
+            Some(Body::EvaluationStarted(started))
+        }
+        Body::Activity(activity) => {
+            let mut activity = activity.clone();
+            activity.processes.iter_mut().for_each(|process| process.args.clear());
+            Some(Body::Activity(activity))
+        }
+        _ => None,
     }
-    hex(&bytes)
 }

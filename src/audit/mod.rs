@@ -1,7 +1,8 @@
-//! The audit record: what is written, how the lines are chained, where they go, and how a file is checked.
+//! The audit record: what is written, how the lines are chained, and where they go.
 
 pub mod chain;
 pub mod log;
 pub mod record;
 pub mod sinks;
 pub mod time;
+pub mod verify;

@@ -1,271 +1,393 @@
-//! Where records go: the audit file, else stderr; and the termination message. All are opened before the workload runs.
+//! The three places a record can go: the audit file, stderr, the termination message. All are opened before the
+//! workload runs, close-on-exec and on descriptors from 3 up, and are never opened by path again.
 //!
-//! Invariant: nothing here blocks the ladder on a stuck reader, follows a symlink or takes a descriptor below 3.
+//! Nothing here decides what is written. Invariants: no write blocks on a reader; no path is followed through a symlink
+//! in its last component; a record that is not the seal never uses up the space reserved for the seal.
 
+use crate::kernel::Cause;
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, Flock, FlockArg, OFlag, fallocate, fcntl, open};
-use nix::sys::stat::{Mode, SFlag, fstat};
-use std::os::fd::{AsFd, OwnedFd};
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// What is kept free behind the end of the file, so that a full disk cannot suppress the seal.
-pub const SEAL_SPACE: i64 = 64 * 1024;
+/// What is kept free on the disk for the seal; also the longest line that is written.
+pub const RESERVE: usize = 128 * 1024;
+/// What is reserved beyond that at a time, so that not every record costs a call.
+const AHEAD: u64 = 64 * 1024;
+/// The kubelet reads no more of a termination message.
+pub const MESSAGE_LIMIT: usize = 4096;
+/// How long a stuck reader of stderr is waited for, for one record.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// A pipe that polls writable takes this much without blocking (pipe(7), PIPE_BUF).
+const CHUNK: usize = 4096;
 
-/// A sink that could not be opened: what, where, why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SinkError {
-    /// The call, or what is wrong with the file.
-    pub what: &'static str,
-    /// The path.
-    pub path: PathBuf,
-    /// The kernel's answer.
-    pub errno: Errno,
+/// The errno of a failure of the standard library.
+#[must_use]
+pub fn errno(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-impl std::fmt::Display for SinkError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let path = crate::settings::cli::printable(self.path.as_os_str());
-        write!(f, "{} {path}: {} ({:?})", self.what, self.errno.desc(), self.errno)
+fn refused(what: &'static str) -> impl Fn(io::Error) -> Cause {
+    move |error| Cause::refused(what, errno(&error))
+}
+
+/// Above 0 to 2, even where these were closed: `try_clone` duplicates with F_DUPFD_CLOEXEC from 3 (fcntl(2)). The
+/// duplicate is the same open file, so a lock and O_APPEND stay.
+fn above_stdio(file: File) -> Result<File, Cause> {
+    if file.as_raw_fd() >= 3 { Ok(file) } else { file.try_clone().map_err(refused("dup")) }
+}
+
+/// Opens a regular file with one name, and nothing else. O_NONBLOCK so that a FIFO answers at once (open(2)).
+fn open_regular(options: &mut OpenOptions, path: &Path) -> Result<File, Cause> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = options.custom_flags(flags.bits()).open(path).map_err(refused("open"))?;
+    let file = above_stdio(file)?;
+    let meta = file.metadata().map_err(refused("fstat"))?;
+    if !meta.is_file() {
+        return Err(Cause::because("not a regular file"));
+    }
+    if meta.nlink() != 1 {
+        return Err(Cause::because("has more than one name"));
+    }
+    Ok(file)
+}
+
+/// What became of one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It is in the file.
+    Yes,
+    /// The disk is full; what is left is the seal's.
+    NoSpace,
+    /// The file does not take it.
+    Failed(Cause),
+}
+
+/// The audit file.
+#[derive(Debug)]
+pub struct AuditSink {
+    file: File,
+    path: PathBuf,
+    /// Where the file has to end, if only this process writes to it.
+    end: u64,
+    /// Up to where the disk has promised room.
+    reserved: u64,
+    /// Why it does not promise any.
+    unreserved: Option<Cause>,
+    /// The file ends in a torn line: the next record begins with a newline.
+    torn: bool,
+    /// Somebody else changed the file.
+    disturbed: Option<&'static str>,
+}
+
+impl AuditSink {
+    /// Opens, locks, and reserves the seal's room. With it the hash of the file's last line, where there is one.
+    ///
+    /// # Errors
+    /// What was refused, or what the path is instead of a file of its own.
+    pub fn open(path: &Path) -> Result<(Self, Option<String>), Cause> {
+        let file = open_regular(OpenOptions::new().read(true).append(true).create(true).mode(0o600), path)?;
+        file.try_lock().map_err(|error| match error {
+            std::fs::TryLockError::WouldBlock => Cause::because("another process has it locked"),
+            std::fs::TryLockError::Error(error) => Cause::refused("flock", errno(&error)),
+        })?;
+        let end = file.metadata().map_err(refused("fstat"))?.len();
+        let (last, torn) = last_line(&file, end).map_err(refused("read"))?;
+        let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let mut sink = Self { file, path: resolved, end, reserved: end, unreserved: None, torn, disturbed: None };
+        // Refused for want of room: the file is still there for whatever fits.
+        if sink.reserve(0).is_err() {
+            sink.unreserved = Some(Cause::refused("fallocate", Errno::ENOSPC));
+        }
+        Ok((sink, last))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Why no room is promised.
+    #[must_use]
+    pub const fn unreserved(&self) -> Option<Cause> {
+        self.unreserved
+    }
+
+    /// What somebody else did to the file.
+    #[must_use]
+    pub const fn disturbed(&self) -> Option<&'static str> {
+        self.disturbed
+    }
+
+    /// Its descriptor.
+    #[must_use]
+    pub fn fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
+    /// `fsync(2)`.
+    ///
+    /// # Errors
+    /// What was refused.
+    pub fn sync(&self) -> Result<(), Cause> {
+        self.file.sync_all().map_err(refused("fsync"))
+    }
+
+    /// Room for `length` bytes and the seal after them; FALLOC_FL_KEEP_SIZE leaves the file's length alone
+    /// (fallocate(2)). A file system that cannot promise (EOPNOTSUPP) is remembered and not asked again.
+    fn reserve(&mut self, length: u64) -> Result<(), ()> {
+        let needed = self.end.saturating_add(length).saturating_add(u64::try_from(RESERVE).unwrap_or(0));
+        if needed <= self.reserved {
+            return Ok(());
+        }
+        if self.unreserved.is_some_and(|cause| cause.errno != Some(Errno::ENOSPC)) {
+            return Ok(());
+        }
+        for until in [needed.saturating_add(AHEAD), needed] {
+            let length = i64::try_from(until.saturating_sub(self.end)).unwrap_or(i64::MAX);
+            let from = i64::try_from(self.end).unwrap_or(i64::MAX);
+            match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, from, length) {
+                Ok(()) => {
+                    self.reserved = until;
+                    self.unreserved = None;
+                    return Ok(());
+                }
+                Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EINTR) => {}
+                Err(errno) => {
+                    self.unreserved = Some(Cause::refused("fallocate", errno));
+                    return Ok(());
+                }
+            }
+        }
+        Err(())
+    }
+
+    /// Did somebody else touch the file, or take it away?
+    fn look(&mut self) {
+        let Ok(meta) = self.file.metadata() else { return };
+        let here = std::fs::symlink_metadata(&self.path);
+        let same = here.is_ok_and(|here| (here.dev(), here.ino()) == (meta.dev(), meta.ino()));
+        let what = if meta.nlink() == 0 || !same {
+            Some("the audit file was removed or replaced")
+        } else if meta.nlink() > 1 {
+            Some("the audit file was given a second name")
+        } else if meta.len() < self.end {
+            Some("the audit file was truncated")
+        } else if meta.len() > self.end {
+            Some("somebody else wrote to the audit file")
+        } else {
+            None
+        };
+        if what.is_some() {
+            self.disturbed = what;
+        }
+        if meta.len() != self.end {
+            // A strange part of a line must not swallow ours. What was reserved beyond a cut is gone.
+            self.torn = meta.len() > 0;
+            self.reserved = 0;
+            self.end = meta.len();
+        }
+    }
+
+    /// Appends one line with its newline, in one `write(2)` where the kernel takes it whole; else it is completed, or
+    /// taken back.
+    pub fn append(&mut self, line: &str, seal: bool) -> Written {
+        self.look();
+        let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
+        if self.torn {
+            bytes.push(b'\n');
+        }
+        bytes.extend_from_slice(line.as_bytes());
+        bytes.push(b'\n');
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if !seal && self.reserve(length).is_err() {
+            return Written::NoSpace;
+        }
+        // write_all goes on after EINTR and after a short write.
+        match (&self.file).write_all(&bytes) {
+            Ok(()) => {
+                self.end = self.end.saturating_add(length);
+                self.torn = false;
+                Written::Yes
+            }
+            Err(error) => {
+                self.take_back(length);
+                match errno(&error) {
+                    Errno::ENOSPC | Errno::EDQUOT => Written::NoSpace,
+                    errno => Written::Failed(Cause::refused("write", errno)),
+                }
+            }
+        }
+    }
+
+    /// Removes a part of a record, unless somebody else wrote behind it.
+    fn take_back(&mut self, length: u64) {
+        let Ok(now) = self.file.metadata().map(|meta| meta.len()) else { return };
+        if now > self.end && now < self.end.saturating_add(length) {
+            if self.file.set_len(self.end).is_ok() {
+                self.reserved = self.end; // Truncating frees what was reserved (fallocate(2)).
+                let _ = self.reserve(0); // Where it fails the next record finds out.
+            } else {
+                self.end = now;
+                self.torn = true;
+            }
+        }
     }
 }
 
-impl std::error::Error for SinkError {}
+/// The hash of the last line, torn or whole, and whether it is torn. Reads back at most the longest line; a longer one
+/// has no hash here, and `verify` refuses it anyway.
+fn last_line(file: &File, end: u64) -> io::Result<(Option<String>, bool)> {
+    let limit = u64::try_from(super::verify::LINE_LIMIT).unwrap_or(u64::MAX).saturating_add(2);
+    let from = end.saturating_sub(limit);
+    let mut tail = vec![0; usize::try_from(end.saturating_sub(from)).unwrap_or(0)];
+    file.read_exact_at(&mut tail, from)?;
+    if tail.is_empty() {
+        return Ok((None, false));
+    }
+    let (text, torn) = match tail.strip_suffix(b"\n") {
+        Some(text) => (text, false),
+        None => (tail.as_slice(), true),
+    };
+    let line = text.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    if line.len() == text.len() && from > 0 {
+        return Ok((None, torn));
+    }
+    Ok((Some(super::chain::sha256(line)), torn))
+}
 
-/// The open audit file, locked for this run.
+/// The termination message of the kubelet: a file that is there already, or none.
 #[derive(Debug)]
-pub struct AuditFile {
-    file: Flock<OwnedFd>,
-    /// Its path, made absolute.
-    pub path: PathBuf,
-    /// Whether space for the seal is reserved.
-    pub reserved: Result<(), Errno>,
-    /// SHA-256 of the last whole line; `None` for a new chain.
-    pub last: Option<String>,
+pub struct MessageSink {
+    file: File,
+}
+
+impl MessageSink {
+    /// Opens it for writing; it is never created.
+    ///
+    /// # Errors
+    /// What was refused; ENOENT is the ordinary case outside Kubernetes.
+    pub fn open(path: &Path) -> Result<Self, Cause> {
+        Ok(Self { file: open_regular(OpenOptions::new().write(true), path)? })
+    }
+
+    /// `fsync(2)`.
+    ///
+    /// # Errors
+    /// What was refused.
+    pub fn sync(&self) -> Result<(), Cause> {
+        self.file.sync_all().map_err(refused("fsync"))
+    }
+
+    /// Its descriptor.
+    #[must_use]
+    pub fn fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
+    /// Replaces whatever is in it.
+    ///
+    /// # Errors
+    /// What was refused.
+    pub fn replace(&self, message: &str) -> Result<(), Cause> {
+        self.file.set_len(0).map_err(refused("ftruncate"))?;
+        self.file.write_all_at(message.as_bytes(), 0).map_err(refused("pwrite"))?;
+        self.sync()
+    }
+}
+
+/// stderr, as it was when the run began.
+#[derive(Debug)]
+pub struct StderrSink {
+    file: Option<File>,
+    /// It is a pipe of our own description: a write never blocks, and needs no small chunks.
+    nonblocking: bool,
+    /// A record was broken off: the next begins on a new line.
     torn: bool,
 }
 
-impl AuditFile {
-    /// Opens, locks and checks the file, finds the end of its chain and reserves space for the seal.
-    ///
-    /// # Errors
-    /// Not openable, not a regular file, hard-linked elsewhere, in use by another supervisor, or not fsyncable.
-    pub fn open(path: &Path) -> Result<Self, SinkError> {
-        let fail = |what, errno| SinkError { what, path: path.to_owned(), errno };
-        // O_NONBLOCK: a FIFO in the file's place must not hang us; it means nothing for a regular file.
-        let flags =
-            OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let fd = open(path, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| fail("cannot open audit file", e))?;
-        let fd = above_stdio(fd).map_err(|e| fail("cannot open audit file", e))?;
-        let stat = fstat(&fd).map_err(|e| fail("cannot stat audit file", e))?;
-        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-            return Err(fail("audit file is not a regular file:", Errno::EINVAL));
-        }
-        if stat.st_nlink != 1 {
-            return Err(fail("audit file has another name (hard link):", Errno::EMLINK));
-        }
-        let file = Flock::lock(fd, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, e)| fail("audit file is in use by another supervisor:", e))?;
-        let mut this = Self { file, path: absolute(path), reserved: Ok(()), last: None, torn: false };
-        (this.last, this.torn) = this.tail(stat.st_size).map_err(|e| fail("cannot read audit file", e))?;
-        this.reserved = this.reserve(0);
-        nix::unistd::fsync(&*this.file).map_err(|e| fail("cannot fsync audit file", e))?;
-        Ok(this)
-    }
-
-    /// Keeps the seal's space free behind the next `extra` bytes.
-    ///
-    /// # Errors
-    /// `ENOSPC` where the disk is full, `EOPNOTSUPP` where the file system cannot reserve.
-    pub fn reserve(&self, extra: i64) -> Result<(), Errno> {
-        let size = fstat(&*self.file)?.st_size;
-        fallocate(&*self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, size, SEAL_SPACE.saturating_add(extra))
-    }
-
-    /// Appends one line and its newline in one write where the kernel lets it.
-    ///
-    /// # Errors
-    /// The errno of `write(2)`.
-    pub fn append(&mut self, line: &str) -> Result<(), Errno> {
-        let mut text = String::with_capacity(line.len().saturating_add(2));
-        if std::mem::take(&mut self.torn) {
-            // The torn line is left as it is; ours begins on a line of its own.
-            text.push('\n');
-        }
-        text.push_str(line);
-        text.push('\n');
-        let mut rest = text.as_bytes();
-        while !rest.is_empty() {
-            match nix::unistd::write(&*self.file, rest) {
-                Ok(0) => return Err(Errno::EIO),
-                Ok(n) => rest = rest.get(n..).unwrap_or_default(),
-                Err(Errno::EINTR) => {}
-                Err(errno) => {
-                    // Half a line is on the disk: whatever comes next must not be glued to it.
-                    self.torn = rest.len() < text.len();
-                    return Err(errno);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes it durable.
-    ///
-    /// # Errors
-    /// The errno of `fsync(2)`.
-    pub fn sync(&self) -> Result<(), Errno> {
-        nix::unistd::fsync(&*self.file)
-    }
-
-    /// SHA-256 of the last whole line, and whether the file ends in a torn one.
-    fn tail(&self, size: i64) -> Result<(Option<String>, bool), Errno> {
-        /// No line of ours comes near this; a longer one is somebody else's.
-        const LONGEST: i64 = 1 << 20;
-        if size == 0 {
-            return Ok((None, false));
-        }
-        let from = size.saturating_sub(LONGEST).max(0);
-        let mut text = vec![0u8; usize::try_from(size.saturating_sub(from)).unwrap_or(0)];
-        let mut used = 0usize;
-        while let Some(rest) = text.get_mut(used..).filter(|r| !r.is_empty()) {
-            let at = from.saturating_add(i64::try_from(used).unwrap_or(i64::MAX));
-            match nix::sys::uio::pread(&*self.file, rest, at) {
-                Ok(0) => break,
-                Ok(n) => used = used.saturating_add(n),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        text.truncate(used);
-        let Some(body) = text.strip_suffix(b"\n") else { return Ok((None, true)) };
-        let line = match body.iter().rposition(|&b| b == b'\n') {
-            Some(at) => body.get(at.saturating_add(1)..),
-            None if from == 0 => Some(body),
-            None => None,
-        };
-        // A whole line that is not a record (a torn one that somebody terminated) cannot be continued either.
-        Ok((line.filter(|l| super::chain::take_apart(l).is_some()).map(super::chain::sha256), false))
-    }
-}
-
-/// gracekeeper's own duplicate of stderr; `None` where it was closed at start.
-#[derive(Debug)]
-pub struct Stderr(Option<OwnedFd>);
-
-impl Stderr {
-    /// Duplicates descriptor 2 above the standard three.
+impl StderrSink {
+    /// Duplicates stderr. A pipe is opened anew below /proc instead: that is another open file description, so that
+    /// O_NONBLOCK does not reach the others who write to the same pipe (open(2), proc_pid_fd(5)).
     #[must_use]
     pub fn open() -> Self {
-        Self(std::io::stderr().as_fd().try_clone_to_owned().ok())
+        let Ok(duplicate) = io::stderr().as_fd().try_clone_to_owned() else {
+            return Self { file: None, nonblocking: false, torn: false };
+        };
+        Self::from_fd(duplicate)
     }
 
-    /// Writes one line. A reader that is stuck costs at most a tenth of a second, and then the rest of the line: the pipe is
-    /// shared with others, so it cannot be made non-blocking.
-    ///
-    /// # Errors
-    /// `EBADF` where there is no stderr, `EAGAIN` where the reader is stuck, else the errno of `write(2)`.
-    pub fn append(&self, line: &str) -> Result<(), Errno> {
-        let fd = self.0.as_ref().ok_or(Errno::EBADF)?;
-        let text = format!("{line}\n");
-        let mut rest = text.as_bytes();
-        let mut patience = 5;
-        while !rest.is_empty() {
-            let mut poll = [nix::poll::PollFd::new(fd.as_fd(), nix::poll::PollFlags::POLLOUT)];
-            let ready = nix::poll::ppoll(
-                &mut poll,
-                Some(nix::sys::time::TimeSpec::from_duration(Duration::from_millis(20))),
-                None,
-            );
-            if !matches!(ready, Ok(1..)) {
-                patience -= 1;
-                if patience == 0 {
-                    return Err(Errno::EAGAIN);
-                }
-                continue;
-            }
-            // A pipe that polls writable has room for PIPE_BUF bytes (pipe(7)), so this much does not block.
-            let (now, _) = rest.split_at_checked(4096).unwrap_or((rest, &[]));
-            match nix::unistd::write(fd, now) {
-                Ok(n) => rest = rest.get(n.max(1)..).unwrap_or_default(),
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
-                Err(errno) => return Err(errno),
+    /// The same for any descriptor.
+    #[must_use]
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        let file = File::from(fd);
+        if file.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
+            let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let anew = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
+            if let Ok(anew) = anew.map_err(refused("open")).and_then(above_stdio) {
+                return Self { file: Some(anew), nonblocking: true, torn: false };
             }
         }
+        Self { file: Some(file), nonblocking: false, torn: false }
+    }
+
+    /// Its descriptor.
+    #[must_use]
+    pub fn fd(&self) -> Option<i32> {
+        self.file.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// One line, given up after a tenth of a second in which nobody reads.
+    ///
+    /// # Errors
+    /// What was refused; ETIMEDOUT where nobody reads.
+    pub fn write(&mut self, line: &str) -> Result<(), Cause> {
+        let Some(mut file) = self.file.as_ref() else { return Err(Cause::refused("stderr", Errno::EBADF)) };
+        let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
+        if self.torn {
+            bytes.push(b'\n');
+        }
+        bytes.extend_from_slice(line.as_bytes());
+        bytes.push(b'\n');
+        let deadline = Instant::now().checked_add(PATIENCE);
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let left = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut polled, timeout) {
+                Ok(0) => {
+                    self.torn = rest.len() < bytes.len();
+                    return Err(Cause::refused("stderr", Errno::ETIMEDOUT));
+                }
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Cause::refused("poll", errno)),
+            }
+            if polled.iter().all(|polled| polled.revents().is_none_or(|events| events.is_empty())) {
+                continue; // EINTR: nothing is known yet.
+            }
+            let chunk = if self.nonblocking { rest } else { rest.get(..CHUNK).unwrap_or(rest) };
+            match file.write(chunk) {
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Err(error) if matches!(errno(&error), Errno::EINTR) => {}
+                Err(error) if matches!(errno(&error), Errno::EAGAIN) && !left.is_zero() => {
+                    // A pipe polls writable with one free page, which may be too little for an atomic write.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => {
+                    self.torn = rest.len() < bytes.len();
+                    return Err(Cause::refused("stderr", errno(&error)));
+                }
+            }
+        }
+        self.torn = false;
         Ok(())
     }
-}
-
-/// The termination message's file (Kubernetes: `terminationMessagePath`), opened before the workload runs.
-#[derive(Debug)]
-pub struct TerminationMessage(OwnedFd);
-
-impl TerminationMessage {
-    /// Opens a file that is already there: the kubelet makes it.
-    ///
-    /// # Errors
-    /// Absent (`ENOENT`), a symlink (`ELOOP`), not a regular file, or not writable.
-    pub fn open(path: &Path) -> Result<Self, SinkError> {
-        let fail = |what, errno| SinkError { what, path: path.to_owned(), errno };
-        let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let fd = open(path, flags, Mode::empty()).map_err(|e| fail("cannot open termination log", e))?;
-        let fd = above_stdio(fd).map_err(|e| fail("cannot open termination log", e))?;
-        let stat = fstat(&fd).map_err(|e| fail("cannot stat termination log", e))?;
-        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-            return Err(fail("termination log is not a regular file:", Errno::EINVAL));
-        }
-        Ok(Self(fd))
-    }
-
-    /// Replaces its content: what the workload wrote there is gone.
-    ///
-    /// # Errors
-    /// The errno of the call that failed.
-    pub fn write(&self, text: &str) -> Result<(), Errno> {
-        nix::unistd::ftruncate(&self.0, 0)?;
-        let mut rest = text.as_bytes();
-        let mut at = 0;
-        while !rest.is_empty() {
-            match nix::sys::uio::pwrite(&self.0, rest, at) {
-                Ok(0) => return Err(Errno::EIO),
-                Ok(n) => {
-                    rest = rest.get(n..).unwrap_or_default();
-                    at = at.saturating_add(i64::try_from(n).unwrap_or(0));
-                }
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        self.sync()
-    }
-
-    /// Makes it durable.
-    ///
-    /// # Errors
-    /// The errno of `fsync(2)`.
-    pub fn sync(&self) -> Result<(), Errno> {
-        nix::unistd::fsync(&self.0)
-    }
-}
-
-/// Moves a descriptor above the standard three: one of those that was closed at start must not become a sink that the
-/// workload inherits as its stdout.
-fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Errno> {
-    use std::os::fd::AsRawFd;
-    if fd.as_raw_fd() > 2 {
-        return Ok(fd);
-    }
-    // try_clone_to_owned is F_DUPFD_CLOEXEC with a minimum of 3.
-    fd.as_fd().try_clone_to_owned().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))
-}
-
-/// The path without symlinks, for the directory the workload is kept out of; the plain one where that fails.
-fn absolute(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
-}
-
-/// Whether `fd` can be used at all: what `F_GETFD` says.
-#[must_use]
-pub fn is_open(fd: impl AsFd) -> bool {
-    fcntl(fd.as_fd(), FcntlArg::F_GETFD).is_ok()
 }

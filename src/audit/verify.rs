@@ -1,0 +1,228 @@
+//! Reading a file back: is every line as it was written, and does every run end in its seal?
+//!
+//! Streams, one line of at most 1 MiB in memory. Decides from bytes alone. What it cannot see without a key: a file
+//! rewritten from the first changed line to its end, and whole runs cut from the end.
+//! Invariant: a line that does not check is never part of a sealed file.
+
+use super::chain::{self, ZEROS};
+use crate::settings::AuditKey;
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, Read as _};
+
+/// A longer line is nobody's record.
+pub const LINE_LIMIT: usize = 1 << 20;
+
+/// The verdict on a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Every run ends in its seal.
+    Sealed,
+    /// Nothing contradicts, but a run has no seal: its supervisor was killed from outside, or the end was cut off.
+    CutOff,
+    /// Something was changed, removed, added or reordered.
+    Tampered,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The verdict.
+    pub state: State,
+    /// Lines read, up to and including the first bad one.
+    pub lines: u64,
+    /// Runs begun.
+    pub runs: u64,
+    /// Runs that end in their seal.
+    pub sealed_runs: u64,
+    /// The first line at fault, from 1.
+    pub line: Option<u64>,
+    /// What is wrong with it.
+    pub why: Option<String>,
+    /// `checked`, `not_checked` (there are some, no key was given) or `none`.
+    pub mac: &'static str,
+}
+
+/// The keys that chain; duplicates of them are refused by serde.
+#[derive(Deserialize)]
+struct Envelope {
+    schema_version: u64,
+    seq: u64,
+    event: String,
+    run_id: String,
+    prev_hash: String,
+}
+
+/// Why a line is not good.
+enum Bad {
+    /// It is no record at all, as a torn line would be.
+    NoRecord(&'static str),
+    /// It is one, but was not written like this.
+    Changed(&'static str),
+}
+
+/// A line's envelope, once its own hash and MAC are right; and whether it has a MAC.
+fn check_line(line: &[u8], key: Option<&AuditKey>) -> Result<(Envelope, bool), Bad> {
+    let text = std::str::from_utf8(line).map_err(|_| Bad::NoRecord("not UTF-8"))?;
+    let open = text.strip_suffix("\"}").ok_or(Bad::NoRecord("does not end like a record"))?;
+    let (open, mac) = match take_suffix(open, ",\"mac\":\"") {
+        Some((rest, mac)) => (rest.strip_suffix('"').ok_or(Bad::NoRecord("does not end like a record"))?, Some(mac)),
+        None => (open, None),
+    };
+    let (covered, hash) = take_suffix(open, ",\"hash\":\"").ok_or(Bad::NoRecord("has no hash at its end"))?;
+    let covered = format!("{covered}}}");
+    if chain::sha256(covered.as_bytes()) != hash {
+        return Err(Bad::Changed("its hash does not match its bytes"));
+    }
+    if let Some(key) = key {
+        let mac = mac.ok_or(Bad::Changed("has no MAC"))?;
+        if chain::hmac_sha256(key, covered.as_bytes()).as_deref() != Some(mac) {
+            return Err(Bad::Changed("its MAC does not match its bytes"));
+        }
+    }
+    let envelope: Envelope = serde_json::from_str(text).map_err(|_| Bad::Changed("is not a record"))?;
+    if envelope.schema_version != 1 {
+        return Err(Bad::Changed("has an unknown schema_version"));
+    }
+    Ok((envelope, mac.is_some()))
+}
+
+/// `…MARK` and 64 characters of hex at the end of `text`.
+fn take_suffix<'a>(text: &'a str, mark: &str) -> Option<(&'a str, &'a str)> {
+    let (rest, hex) = text.split_at_checked(text.len().checked_sub(64)?)?;
+    let is_hex = hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if is_hex { Some((rest.strip_suffix(mark)?, hex)) } else { None }
+}
+
+/// What has been read so far.
+struct Reader<'a> {
+    key: Option<&'a AuditKey>,
+    report: Report,
+    /// Hash of the line before.
+    prev: String,
+    /// run_id and next seq of the run that is going on, and whether it is sealed.
+    run: Option<(String, u64, bool)>,
+    /// A line that is no record: only right where a torn line is followed by the next run.
+    torn: Option<&'static str>,
+}
+
+impl Reader<'_> {
+    fn tampered(mut self, why: &str) -> Report {
+        self.report.state = State::Tampered;
+        self.report.line = Some(self.report.lines);
+        self.report.why = Some(why.to_owned());
+        self.report
+    }
+
+    fn cut_off(&mut self, line: u64, why: &str) {
+        if self.report.state == State::Sealed {
+            self.report.state = State::CutOff;
+            self.report.line = Some(line);
+            self.report.why = Some(why.to_owned());
+        }
+    }
+
+    /// One whole line. `Err` is what makes the file tampered.
+    fn step(&mut self, line: &[u8]) -> Result<(), &'static str> {
+        self.report.lines = self.report.lines.saturating_add(1);
+        let (record, has_mac) = match check_line(line, self.key) {
+            Ok(record) => record,
+            Err(Bad::Changed(why)) => return Err(why),
+            Err(Bad::NoRecord(why)) if self.torn.is_some() => return Err(why),
+            Err(Bad::NoRecord(why)) => {
+                // Its prev_hash cannot be read; the next line's covers it.
+                self.torn = Some(why);
+                self.prev = chain::sha256(line);
+                return Ok(());
+            }
+        };
+        let first_of_run = self.run.as_ref().is_none_or(|(run_id, ..)| *run_id != record.run_id);
+        if let Some(why) = self.torn.take() {
+            if record.seq != 0 || !first_of_run {
+                self.report.lines = self.report.lines.saturating_sub(1); // The line before is the first bad one.
+                return Err(why);
+            }
+            self.cut_off(self.report.lines.saturating_sub(1), "a torn line: its run has no seal");
+            self.run = None;
+        }
+        if record.prev_hash != self.prev {
+            return Err(if self.report.lines == 1 {
+                "does not begin a file: lines before it are missing"
+            } else {
+                "does not follow the line before it: lines were changed, removed, added or reordered"
+            });
+        }
+        match &mut self.run {
+            Some((_, next, sealed)) if !first_of_run => {
+                if *sealed {
+                    return Err("a record after the seal of its run");
+                }
+                if record.seq != *next {
+                    return Err("its seq is not the next one of its run");
+                }
+                *next = next.saturating_add(1);
+            }
+            _ => {
+                if record.seq != 0 {
+                    return Err("the run does not begin with seq 0");
+                }
+                if matches!(self.run, Some((_, _, false))) {
+                    self.cut_off(self.report.lines.saturating_sub(1), "the run that ends here has no seal");
+                }
+                self.report.runs = self.report.runs.saturating_add(1);
+                self.run = Some((record.run_id, 1, false));
+            }
+        }
+        if record.event == "evaluation_terminated" {
+            if let Some((_, _, sealed)) = &mut self.run {
+                *sealed = true;
+            }
+            self.report.sealed_runs = self.report.sealed_runs.saturating_add(1);
+        }
+        if has_mac {
+            self.report.mac = if self.key.is_some() { "checked" } else { "not_checked" };
+        }
+        self.prev = chain::sha256(line);
+        Ok(())
+    }
+}
+
+/// Reads a file to its first bad line, or to its end.
+///
+/// # Errors
+/// What reading answered.
+pub fn check(mut input: impl BufRead, key: Option<&AuditKey>) -> io::Result<Report> {
+    let report = Report { state: State::Sealed, lines: 0, runs: 0, sealed_runs: 0, line: None, why: None, mac: "none" };
+    let mut reader = Reader { key, report, prev: ZEROS.to_owned(), run: None, torn: None };
+    let mut line = Vec::new();
+    let limit = u64::try_from(LINE_LIMIT).unwrap_or(u64::MAX).saturating_add(1);
+    loop {
+        line.clear();
+        input.by_ref().take(limit).read_until(b'\n', &mut line)?;
+        match line.strip_suffix(b"\n") {
+            Some(whole) => {
+                if let Err(why) = reader.step(whole) {
+                    return Ok(reader.tampered(why));
+                }
+            }
+            None if line.len() > LINE_LIMIT => {
+                reader.report.lines = reader.report.lines.saturating_add(1);
+                return Ok(reader.tampered("longer than 1 MiB"));
+            }
+            None => break,
+        }
+    }
+    if let Some(why) = reader.torn {
+        return Ok(reader.tampered(why)); // Whole but no record, and nothing after it that accounts for it.
+    }
+    let lines = reader.report.lines;
+    if !line.is_empty() {
+        reader.report.lines = lines.saturating_add(1);
+        reader.cut_off(lines.saturating_add(1), "the last line is torn");
+    } else if lines == 0 {
+        reader.cut_off(0, "there is no record");
+    } else if matches!(reader.run, Some((_, _, false))) {
+        reader.cut_off(lines, "the last run has no seal");
+    }
+    Ok(reader.report)
+}
