@@ -144,13 +144,13 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         targets,
         facts,
         scrub: None,
+        asked: None,
         killing: None,
         spoofed_window: (Instant::default(), 0),
     };
     let failed = match command.and_then(|c| {
-        spawn::spawn(&c, &confinement).map_err(|e| {
+        spawn::spawn(&c, &confinement).inspect_err(|e| {
             supervisor.facts.error(format!("fork: {} ({e:?})", e.desc()));
-            e
         })
     }) {
         Ok(child) => {

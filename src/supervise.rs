@@ -73,6 +73,8 @@ pub struct Supervisor {
     pub facts: seal::Facts,
     /// The running scrub.
     pub scrub: Option<Job>,
+    /// The term rung, until the trigger is recorded.
+    pub asked: Option<Escalation>,
     /// The kill rung, until its counts are known.
     pub killing: Option<Escalation>,
     /// Spoofed signals of the current second, and when it began.
@@ -344,12 +346,15 @@ impl Supervisor {
                     (reached, everything.members().map(|m| u64::try_from(m.len()).unwrap_or(u64::MAX)))
                 };
                 self.facts.peak(alive);
-                let signalled = reached.or(alive);
-                self.escalated(Escalation { signalled, ..self.rung("term") });
+                // Its record follows the trigger's, which need not hold up the signal.
+                self.asked = Some(Escalation { signalled: reached.or(alive), ..self.rung("term") });
             }
             Action::Announce { replanned } => {
                 let record = self.facts.requested(&self.machine, replanned);
                 self.shared.log().write(&Body::TerminationRequested(record));
+                if let Some(asked) = self.asked.take() {
+                    self.escalated(asked);
+                }
             }
             Action::Revoke { .. } => {
                 let why = "not in this version";

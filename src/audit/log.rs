@@ -196,7 +196,7 @@ impl Log {
         }
         match fitting(&self.stderr_chain, body, shorter.as_ref(), &time) {
             Some(line) => {
-                if self.to_stderr(&line).is_err() {
+                if self.onto_stderr(&line).is_err() {
                     self.dropped = self.dropped.saturating_add(1);
                 }
             }
@@ -249,20 +249,18 @@ impl Log {
             }
         }
         self.repeat_troubles(&mut body);
-        if !safe {
-            if let Ok(line) = self.stderr_chain.render_seal(&body, &time, limit) {
-                let _ = self.to_stderr(&line); // The termination message is still to come, and says so.
-            }
+        if !safe && let Ok(line) = self.stderr_chain.render_seal(&body, &time, limit) {
+            let _ = self.onto_stderr(&line); // The termination message is still to come, and says so.
         }
         self.repeat_troubles(&mut body);
         if let Some(message) = &self.message {
             // The very line that was sealed, where it fits.
             let chain = if safe { &before.0 } else { &before.1 };
-            if let Ok(line) = chain.render_seal(&body, &time, MESSAGE_LIMIT) {
-                if let Err(cause) = message.replace(&line) {
-                    self.message_cause = Some(cause);
-                    self.troubles.push(format!("termination log: {cause}"));
-                }
+            if let Ok(line) = chain.render_seal(&body, &time, MESSAGE_LIMIT)
+                && let Err(cause) = message.replace(&line)
+            {
+                self.message_cause = Some(cause);
+                self.troubles.push(format!("termination log: {cause}"));
             }
         }
     }
@@ -320,7 +318,7 @@ impl Log {
         [file, message, self.stderr.fd()].into_iter().flatten().collect()
     }
 
-    fn to_stderr(&mut self, line: &str) -> Result<(), Cause> {
+    fn onto_stderr(&mut self, line: &str) -> Result<(), Cause> {
         let result = self.stderr.write(line);
         match result {
             Ok(()) => self.stderr_chain.advance(line),

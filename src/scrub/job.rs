@@ -105,7 +105,7 @@ impl Job {
                     }
                 })
                 .collect(),
-            budget_ms: millis(self.budget),
+            budget_ms: millis(self.budget.saturating_add(Duration::from_micros(999))),
             used_ms: millis(clock::now().since(self.began)),
         }
     }

@@ -1,0 +1,122 @@
+//! The images of image/, under docker's restricted flags.
+
+use super::support::*;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// Builds both images once; `None` where docker is not here.
+fn image() -> Option<&'static str> {
+    static BUILT: OnceLock<bool> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            if !has("docker") {
+                return false;
+            }
+            let out = Command::new("image/build")
+                .current_dir(env!("CARGO_MANIFEST_DIR"))
+                .env("GRACEKEEPER", BINARY)
+                .output()
+                .unwrap();
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            true
+        })
+        .then_some("gracekeeper-evaluation")
+}
+
+const RESTRICTED: [&str; 9] = [
+    "--read-only",
+    "--user=65532:65532",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--memory=128m",
+    "--cpus=0.2",
+    "--pids-limit=200",
+    "--network=none",
+    "--log-driver=json-file",
+];
+
+fn docker(words: &[&str]) -> Output {
+    Command::new("docker").args(words).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs to the end in the tightest place; exit status and records.
+fn restricted(image: &str, words: &[&str]) -> (Option<i32>, Vec<serde_json::Value>, String) {
+    let out = Command::new("docker").args(["run", "--rm"]).args(RESTRICTED).arg(image).args(words).output().unwrap();
+    let stderr = text(&out.stderr);
+    (out.status.code(), records(&stderr), stderr)
+}
+
+#[test]
+fn it_runs_and_says_what_it_could_not_do() {
+    let Some(image) = image() else { return };
+    let (code, records, stderr) = restricted(image, &["sh", "-c", "(setsid sleep 1000 &); exit 42"]);
+    assert_eq!(code, Some(42), "{stderr}");
+    let seal = records.last().unwrap();
+    assert_eq!(seal["status"], "nonzero_exit");
+    assert_eq!(seal["enforcement"]["no_new_privs"], "enforced");
+    // A read-only root without volumes: nothing to clean but the memory docker itself mounts.
+    for path in seal["cleanup"]["paths"].as_array().unwrap() {
+        let wanted = if path["path"] == "/dev/shm" { "complete" } else { "skipped" };
+        assert_eq!(path["status"], wanted, "{path}");
+    }
+}
+
+#[test]
+fn it_times_out() {
+    let Some(image) = image() else { return };
+    let (code, records, stderr) = restricted(
+        image,
+        &[
+            "--timeout",
+            "1s",
+            "--soft",
+            "200ms",
+            "--hard",
+            "400ms",
+            "--",
+            "sh",
+            "-c",
+            "trap '' TERM; while :; do :; done",
+        ],
+    );
+    assert_eq!(code, Some(124), "{stderr}");
+    assert_eq!(records.last().unwrap()["status"], "timeout");
+}
+
+#[test]
+fn it_stops_on_docker_stop() {
+    let Some(image) = image() else { return };
+    let started = Command::new("docker")
+        .args(["run", "-d"])
+        .args(RESTRICTED)
+        .arg(image)
+        .args(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
+        .output()
+        .unwrap();
+    let id = text(&started.stdout).trim().to_owned();
+    assert!(started.status.success(), "{}", text(&started.stderr));
+    until("it has started", || text(&docker(&["logs", &id]).stderr).contains("evaluation_started"));
+    docker(&["stop", "-t", "10", &id]);
+    let code = text(&docker(&["inspect", "-f", "{{.State.ExitCode}}", &id]).stdout);
+    let logs = text(&docker(&["logs", &id]).stderr);
+    docker(&["rm", "-f", &id]);
+    assert_eq!(code.trim(), "143", "{logs}");
+    let records = records(&logs);
+    assert_eq!(records.last().unwrap()["status"], "terminated", "{logs}");
+}
+
+#[test]
+fn the_scratch_image_needs_nothing() {
+    if image().is_none() {
+        return;
+    }
+    let (code, records, stderr) = restricted("gracekeeper-scratch", &["/gracekeeper", "--version"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(records.last().unwrap()["status"], "ok");
+    let out = docker(&["run", "--rm", "--init", "gracekeeper-evaluation", "sh", "-c", "exit 5"]);
+    assert_eq!(out.status.code(), Some(5), "not as PID 1 under docker --init: {}", text(&out.stderr));
+}

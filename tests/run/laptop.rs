@@ -1,0 +1,470 @@
+//! As a plain process: child subreaper, descendants only, nothing of the machine's touched.
+
+use super::support::*;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A short ladder, so that the tests are quick.
+const QUICK: [&str; 6] = ["--soft", "200ms", "--hard", "400ms", "--monitoring", "off"];
+
+fn quick<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    QUICK.iter().copied().chain(more.iter().copied()).collect()
+}
+
+#[test]
+fn every_exit_status_of_the_command() {
+    for code in 0..=255 {
+        let ran = run(&mut shell(&["--audit-level", "basic"], &format!("exit {code}")));
+        let seal = ran.expect(code, if code == 0 { "ok" } else { "nonzero_exit" });
+        assert_eq!(seal["process"]["exit_code"], code);
+        assert_eq!(seal["fault"], "workload");
+    }
+}
+
+#[test]
+fn a_command_that_dies_of_a_signal() {
+    for (name, number) in [("KILL", 9), ("TERM", 15), ("SEGV", 11), ("USR1", 10)] {
+        let ran = run(&mut shell(&[], &format!("kill -{name} $$")));
+        let seal = ran.expect(128 + number, "signaled");
+        assert_eq!(seal["process"]["signal"], format!("SIG{name}"));
+        assert_eq!(seal["process"]["exit_code"], serde_json::Value::Null);
+    }
+}
+
+#[test]
+fn a_timeout_ends_the_ignorer_the_escapee_and_the_grandchild() {
+    let m = marker();
+    // Ignores TERM itself, and leaves a double-forked child in a session of its own that ignores it too.
+    let script =
+        format!("trap '' TERM; (setsid sh -c 'trap \"\" TERM; sleep {m} & wait' &) ; sleep {m} & wait; sleep {m}");
+    // Control: the usual tool for the job leaves the escapee behind.
+    let status = Command::new("timeout").args(["-k", "0.2", "0.5", "sh", "-c", &script]).status().unwrap();
+    assert!(!status.success());
+    assert!(!marked(&m).is_empty(), "control: timeout(1) should have left the escapee");
+    marked(&m).iter().for_each(|&pid| signal(pid, "KILL"));
+    until("the control's leftovers are gone", || marked(&m).is_empty());
+
+    let ran = run(&mut shell(&quick(&["--timeout", "500ms"]), &script));
+    let seal = ran.expect(124, "timeout");
+    assert_eq!(marked(&m), Vec::<u32>::new(), "nobody is left when gracekeeper has exited");
+    assert!(ran.took >= Duration::from_millis(880), "it may not kill before its time: {ran:#?}");
+    let rungs: Vec<_> = seal["escalation"].as_array().unwrap().iter().map(|e| e["rung"].as_str().unwrap()).collect();
+    assert_eq!(rungs, ["term", "revoke", "kill"]);
+    assert_eq!(seal["escalation"][2]["survivors"], 0);
+    assert_eq!(seal["process"]["signal"], "SIGKILL");
+}
+
+#[test]
+fn the_ladder_ends_as_soon_as_nothing_is_left() {
+    let ran = run(&mut shell(&["--timeout", "300ms", "--soft", "30s", "--hard", "50s"], "sleep 600"));
+    ran.expect(124, "timeout");
+    assert!(ran.took < Duration::from_secs(20), "{ran:#?}");
+}
+
+#[test]
+fn the_stop_signals_and_their_exit_statuses() {
+    for (name, code) in [("TERM", 143), ("INT", 130), ("QUIT", 131), ("HUP", 129)] {
+        let began = Instant::now();
+        // A handler that exits 0 does not change the verdict; its own code is in the record.
+        let dir = tempfile::tempdir().unwrap();
+        let ready = dir.path().join("ready");
+        let script = format!("trap 'exit 0' TERM; touch {}; while :; do sleep 0.05; done", ready.display());
+        let child = shell(&[], &script).spawn().unwrap();
+        until("the workload runs", || ready.exists());
+        signal(child.id(), name);
+        let ran = finish(child, began);
+        let seal = ran.expect(code, "terminated");
+        assert_eq!(seal["process"]["exit_code"], 0);
+        assert_eq!(seal["fault"], "operator");
+    }
+}
+
+#[test]
+fn a_second_interrupt_kills_at_once() {
+    let began = Instant::now();
+    let dir = tempfile::tempdir().unwrap();
+    let ready = dir.path().join("ready");
+    let script = format!("trap '' TERM INT; touch {}; while :; do sleep 0.05; done", ready.display());
+    let child = shell(&["--soft", "30s", "--hard", "50s", "--grace", "100s"], &script).spawn().unwrap();
+    until("the workload runs", || ready.exists());
+    signal(child.id(), "INT");
+    // One that repeats changes nothing; the second interrupt does. Both may be pending at once, so until it ends.
+    let pid = child.id();
+    let interrupter = std::thread::spawn(move || {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::path::Path::new(&format!("/proc/{pid}/fd")).exists() && Instant::now() < deadline {
+            signal(pid, "INT");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let ran = finish(child, began);
+    interrupter.join().unwrap();
+    let seal = ran.expect(130, "terminated");
+    assert!(seal["escalation"][1]["at_ms"].as_u64().unwrap() < 20_000, "{ran:#?}");
+}
+
+#[test]
+fn a_stop_during_a_timeouts_ladder_only_shortens() {
+    let began = Instant::now();
+    let child = shell(
+        &["--timeout", "200ms", "--soft", "40s", "--hard", "50s", "--grace", "1s"],
+        "trap '' TERM; sleep 600 & wait; sleep 600",
+    )
+    .spawn()
+    .unwrap();
+    // The ladder is on once the trigger has passed; a stop before it would be its own trigger.
+    std::thread::sleep(Duration::from_millis(800));
+    signal(child.id(), "TERM");
+    let ran = finish(child, began);
+    ran.expect(124, "timeout");
+    assert!(ran.took < Duration::from_secs(20), "{ran:#?}");
+    assert!(ran.records.iter().any(|r| r["event"] == "termination_requested" && r["replanned"] == true), "{ran:#?}");
+}
+
+#[test]
+fn what_a_finished_command_left_is_ended_and_the_verdict_stands() {
+    let m = marker();
+    let script = format!("setsid sh -c 'trap \"\" TERM; sleep {m} & wait; sleep {m}' & exit 7");
+    let ran = run(&mut shell(&quick(&[]), &script));
+    let seal = ran.expect(7, "nonzero_exit");
+    assert_eq!(seal["reason"], "completed");
+    assert_eq!(marked(&m), Vec::<u32>::new());
+}
+
+#[test]
+fn a_grandchild_that_holds_the_pipe_does_not_hang_the_caller() {
+    let m = marker();
+    // `finish` reads stdout to its end: only a dead grandchild gives that.
+    let ran = run(&mut shell(&quick(&[]), &format!("sleep {m} & echo out")));
+    ran.expect(0, "ok");
+    assert_eq!(ran.stdout, "out\n");
+}
+
+#[test]
+fn strangers_are_never_signalled() {
+    let (stranger, own) = (marker(), marker());
+    let mut shell = Command::new("sh");
+    // A child that was there before, inherited through exec, with a child of its own.
+    shell.args(["-c", &format!("sh -c 'sleep {stranger} & wait' & exec {BINARY} --timeout 500ms --soft 100ms --hard 200ms -- sh -c \"trap '' TERM; sleep {own} & wait; sleep {own}\"")]);
+    let status = shell.stderr(std::process::Stdio::null()).status().unwrap();
+    let left = marked(&stranger);
+    left.iter().for_each(|&pid| signal(pid, "KILL"));
+    assert_eq!(status.code(), Some(124));
+    assert!(!left.is_empty(), "the stranger was killed");
+    assert_eq!(marked(&own), Vec::<u32>::new());
+}
+
+#[test]
+fn the_private_tmpdir_goes_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let victim = dir.path().join("victim");
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::write(victim.join("file"), "precious").unwrap();
+    let script = format!(
+        "cd \"$TMPDIR\" && mkdir -p a/b/c && echo secret > a/b/c/f && ln -s {0} link && ln {0}/file hard && mkfifo fifo && \
+         touch \"$(printf 'odd\\nname\\377')\" && chmod 000 a/b && pwd",
+        victim.display()
+    );
+    let ran = run(gracekeeper().env("TMPDIR", dir.path()).args(["--", "sh", "-c", &script]));
+    let seal = ran.expect(0, "ok");
+    let private = ran.stdout.trim();
+    assert!(private.starts_with(dir.path().to_str().unwrap()), "{ran:#?}");
+    assert!(!std::path::Path::new(private).exists());
+    assert_eq!(std::fs::read_to_string(victim.join("file")).unwrap(), "precious");
+    assert_eq!(seal["cleanup_status"], "complete");
+    assert_eq!(seal["cleanup"]["paths"].as_array().unwrap().len(), 1);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the victim is left");
+}
+
+#[test]
+fn a_named_path_is_emptied_and_a_dangerous_one_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("secret"), "x").unwrap();
+    let ran = run(gracekeeper().arg("--scrub").arg(dir.path()).args(["--", "true"]));
+    ran.expect(0, "ok");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    for path in ["/", "/proc", "/sys/fs", "/dev", "relative"] {
+        let ran = run(gracekeeper().args(["--scrub", path, "--", "echo", "ran"]));
+        assert_eq!((ran.code(), ran.stdout.as_str()), (Some(125), ""), "{path}: {ran:#?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{ran:#?}");
+    }
+}
+
+#[test]
+fn a_scrub_stops_at_its_budget_and_counts_truly() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!("cd {} && seq 30000 | xargs touch", dir.path().display());
+    let ran =
+        run(gracekeeper().arg("--scrub").arg(dir.path()).args(["--scrub-budget", "1ms", "--", "sh", "-c", &script]));
+    let seal = ran.expect(0, "ok");
+    let left = std::fs::read_dir(dir.path()).unwrap().count();
+    let removed = seal["cleanup"]["paths"][0]["entries_removed"].as_u64().unwrap();
+    assert_eq!(seal["cleanup_status"], "partial", "{ran:#?}");
+    assert_eq!(usize::try_from(removed).unwrap() + left, 30_000);
+}
+
+#[test]
+fn commands_that_cannot_be_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str, mode: u32| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    for (word, code) in [
+        ("/no/such/program".into(), 127),
+        ("no-such-program-anywhere".into(), 127),
+        (file("plain", "text", 0o644), 126),
+        (dir.path().to_owned(), 126),
+        (file("interpreter", "#!/no/such/interpreter\n", 0o755), 127),
+    ] {
+        let ran = run(gracekeeper().arg("--").arg(&word));
+        let seal = ran.expect(code, "launch_failed");
+        assert_eq!(seal["process"]["pid"], serde_json::Value::Null, "{word:?}");
+        assert_eq!(seal["fault"], "operator");
+    }
+    // A script without a magic number runs under sh, as execvp(3) does it.
+    let ran = run(gracekeeper().arg("--").arg(file("script", "exit 9\n", 0o755)));
+    ran.expect(9, "nonzero_exit");
+}
+
+#[test]
+fn the_workload_cannot_stop_the_supervisor_by_signal() {
+    let ran = run(&mut shell(&[], "kill -TERM $PPID; kill -INT $PPID; sleep 0.3; exit 7"));
+    let seal = ran.expect(7, "nonzero_exit");
+    assert_eq!(seal["spoofed_signals"], 2, "{ran:#?}");
+    assert_eq!(ran.records.iter().filter(|r| r["event"] == "spoofed_signal").count(), 2);
+    // Control: the same signal from outside does stop it (the_stop_signals_and_their_exit_statuses).
+}
+
+#[test]
+fn a_flood_of_spoofed_signals_is_a_violation() {
+    let ran = run(&mut shell(&[], "while :; do kill -TERM $PPID; done"));
+    let seal = ran.expect(121, "violation");
+    assert_eq!(seal["detections"][0]["rule"], "signal_flood");
+}
+
+#[test]
+fn other_signals_are_forwarded() {
+    let dir = tempfile::tempdir().unwrap();
+    let ready = dir.path().join("ready");
+    let script = format!("trap 'exit 5' USR1; touch {}; while :; do sleep 0.05; done", ready.display());
+    let began = Instant::now();
+    let child = shell(&[], &script).spawn().unwrap();
+    until("the workload runs", || ready.exists());
+    signal(child.id(), "USR1");
+    finish(child, began).expect(5, "nonzero_exit");
+}
+
+#[test]
+fn a_stop_at_any_instant_is_never_lost() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64 ^ u64::from(std::process::id());
+    println!("seed {seed:#x}");
+    for _ in 0..200 {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        let began = Instant::now();
+        let child =
+            shell(&["--grace", "20s", "--soft", "15s", "--hard", "15s", "--audit-level", "basic"], "exec sleep 600")
+                .spawn()
+                .unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        std::thread::sleep(Duration::from_micros(seed % 100_000));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let ran = finish(child, began);
+        if ran.signal() == Some(15) {
+            // Before its first instructions it is an ordinary process that dies of TERM, and has started nothing.
+            assert_eq!(ran.records.len(), 0, "{ran:#?}");
+        } else {
+            ran.expect(143, "terminated");
+        }
+        assert!(ran.took < Duration::from_secs(10), "{ran:#?}");
+    }
+}
+
+#[test]
+fn idle_means_asleep() {
+    let child = shell(&["--monitoring", "off"], "exec sleep 600").spawn().unwrap();
+    let switches = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        status.lines().filter(|l| l.contains("ctxt_switches")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    // It has settled once a whole second passes without a switch; it has 20 s to settle.
+    let mut last = switches();
+    until("a second without a wake-up", || {
+        std::thread::sleep(Duration::from_secs(1));
+        std::mem::replace(&mut last, switches()) == last
+    });
+    signal(child.id(), "TERM");
+    finish(child, Instant::now()).expect(143, "terminated");
+}
+
+#[test]
+fn the_environment_by_mode() {
+    let print = |options: &[&str]| {
+        let mut command = gracekeeper();
+        command.env("SECRET", "s").env("JOB_ID", "j").env("LD_LIBRARY_PATH", "/x").env("KEY", "k").env("LANG", "C");
+        let ran = run(command.args(["--audit-key-env", "KEY"]).args(options).args(["--", "env"]));
+        assert_eq!(ran.expect(0, "ok")["job_id"], "j");
+        let mut names: Vec<_> = ran.stdout.lines().filter_map(|l| l.split('=').next()).map(str::to_owned).collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(print(&[]), ["LANG", "PATH", "TMPDIR"]);
+    assert_eq!(print(&["--env", "inherit"]), ["LANG", "PATH", "SECRET", "TMPDIR"]);
+    assert_eq!(print(&["--keep-env", "SECRET"]), ["LANG", "PATH", "SECRET", "TMPDIR"]);
+}
+
+#[test]
+fn bytes_that_are_no_utf8_pass_through() {
+    let odd = OsStr::from_bytes(b"a\xff\xfe b");
+    let mut command = gracekeeper();
+    command
+        .env(OsStr::from_bytes(b"ODD\xff"), odd)
+        .args(["--env", "inherit", "--", "sh", "-c", "printf %s \"$1\" | od -An -tx1; env | grep -ac ODD", "sh"])
+        .arg(odd);
+    let ran = run(&mut command);
+    ran.expect(0, "ok");
+    assert_eq!(ran.stdout, " 61 ff fe 20 62\n1\n");
+}
+
+#[test]
+fn closed_standard_descriptors() {
+    for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = dir.path().join("audit.json");
+        let script = format!(
+            "exec {BINARY} --audit-file {} -- sh -c 'ls -l /proc/self/fd > {}/fds; exit 4' {closed}",
+            audit.display(),
+            dir.path().display()
+        );
+        let status = Command::new("sh").args(["-c", &script]).status().unwrap();
+        assert_eq!(status.code(), Some(4), "{closed}");
+        let text = std::fs::read_to_string(&audit).unwrap();
+        assert_eq!(records(&text).len(), 2, "{closed}: {text}");
+        let fds = std::fs::read_to_string(dir.path().join("fds")).unwrap();
+        assert!(!fds.contains("audit.json"), "{closed}: the workload got our file: {fds}");
+    }
+}
+
+#[test]
+fn audit_files_that_cannot_be_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::create_dir(path("directory")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", path("symlink")).unwrap();
+    nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for name in ["missing/audit.json", "directory", "symlink", "fifo"] {
+        let ran = run(gracekeeper().arg("--audit-file").arg(path(name)).args(["--", "sh", "-c", "exit 3"]));
+        ran.expect(3, "nonzero_exit");
+        assert!(ran.stderr.lines().any(|l| l.starts_with("gracekeeper:") && l.contains(name)), "{name}: {ran:#?}");
+        let ran = run(gracekeeper().arg("--audit-file").arg(path(name)).args([
+            "--audit-required",
+            "yes",
+            "--",
+            "echo",
+            "ran",
+        ]));
+        assert_eq!((ran.code(), ran.stdout.as_str()), (Some(125), ""), "{name}: {ran:#?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{name}: {ran:#?}");
+    }
+}
+
+#[test]
+fn the_termination_message_is_the_last_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("termination-log");
+    std::fs::write(&log, "old").unwrap();
+    let script = format!("echo forged > {}; exit 3", log.display());
+    let ran = run(gracekeeper().arg("--termination-log").arg(&log).args(["--", "sh", "-c", &script]));
+    ran.expect(3, "nonzero_exit");
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.len() <= 4096 && text.contains("\"status\":\"nonzero_exit\"") && !text.contains("forged"), "{text}");
+    // A symlink, a directory: not followed, not written, and no reason not to run.
+    let link = dir.path().join("link");
+    let target = dir.path().join("target");
+    std::fs::write(&target, "mine").unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    for bad in [&link, &dir.path().to_owned()] {
+        let ran = run(gracekeeper().arg("--termination-log").arg(bad).args(["--", "true"]));
+        ran.expect(0, "ok");
+    }
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "mine");
+}
+
+#[test]
+fn bad_usage_runs_nothing() {
+    for words in [
+        &["--timeout", "soon", "--", "echo", "ran"][..],
+        &["--timeout", "0", "--", "echo", "ran"],
+        &["--risk", "extreme", "--", "echo", "ran"],
+        &["--no-such-option", "--", "echo", "ran"],
+        &["--grace"],
+        &["--"],
+        &[],
+        &["--timeout", "5"],
+        &["--policy", "/nowhere", "--", "echo", "ran"],
+        &["--timeout", "1\n2", "--", "echo", "ran"],
+        &["install"],
+        &["profiles", "--yaml"],
+    ] {
+        let ran = run(gracekeeper().args(words));
+        assert_eq!((ran.code(), ran.stdout.as_str()), (Some(125), ""), "{words:?}: {ran:#?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{words:?}: {ran:#?}");
+    }
+    let ran = run(gracekeeper().env("INTERNAL_TIMEOUT", "later").args(["--", "echo", "ran"]));
+    assert_eq!(ran.code(), Some(125));
+    assert!(ran.stderr.contains("INTERNAL_TIMEOUT") && ran.stderr.contains("later"), "{ran:#?}");
+}
+
+#[test]
+fn verbs_and_programs_of_the_same_name() {
+    let ran = run(gracekeeper().args(["profiles", "--json"]));
+    let table: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    for (level, timeout, grace, deadline) in [
+        ("low", "300s", "30s", 330),
+        ("medium", "180s", "10s", 200),
+        ("high", "90s", "5s", 120),
+        ("critical", "55s", "2s", 60),
+    ] {
+        assert_eq!((&table[level]["timeout"], &table[level]["grace"]), (&timeout.into(), &grace.into()));
+        assert_eq!(table[level]["active_deadline_seconds"], deadline);
+    }
+    let help = run(gracekeeper().arg("--help"));
+    assert_eq!(help.code(), Some(0));
+    for option in gracekeeper::settings::table::OPTIONS {
+        assert!(help.stdout.contains(&format!("--{} ", option.flag)) && help.stdout.contains(option.variable));
+    }
+    run(gracekeeper().args(["--", "install"])).expect(127, "launch_failed");
+    run(gracekeeper().args(["run", "--", "sh", "-c", "exit 2"])).expect(2, "nonzero_exit");
+    run(gracekeeper().args(["sh", "-c", "exit 2"])).expect(2, "nonzero_exit");
+}
+
+#[test]
+fn install_is_atomic_and_repeatable() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let dest = dir.path().join("gk");
+    for _ in 0..2 {
+        let ran = run(gracekeeper().arg("install").arg(&dest));
+        assert_eq!(ran.code(), Some(0), "{ran:#?}");
+    }
+    assert_eq!(std::fs::metadata(&dest).unwrap().permissions().mode() & 0o7777, 0o555);
+    // Over a copy that is running.
+    let mut busy =
+        Command::new(&dest).args(["--", "sleep", "600"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    assert_eq!(run(gracekeeper().arg("install").arg(&dest)).code(), Some(0));
+    signal(busy.id(), "TERM");
+    busy.wait().unwrap();
+    assert_eq!(Command::new(&dest).arg("--version").output().unwrap().status.code(), Some(0));
+    for bad in [dir.path().to_owned(), dir.path().join("no/such/dir")] {
+        let ran = run(gracekeeper().arg("install").arg(&bad));
+        assert_eq!((ran.code(), ran.stderr.lines().count()), (Some(125), 1), "{ran:#?}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+}

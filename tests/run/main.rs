@@ -1,0 +1,10 @@
+//! The main job on the real binary: as a plain process, as PID 1 of a fresh PID namespace, and under docker.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+mod docker;
+mod laptop;
+mod pid1;
+#[path = "../support/schema.rs"]
+mod schema;
+mod support;

@@ -1,0 +1,150 @@
+//! As PID 1 of a fresh PID namespace with file systems of its own, as root and as UID 65532 with nothing.
+
+use super::support::*;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// `gracekeeper WORDS` as PID 1. /tmp, /var/tmp and /dev/shm are new tmpfs; `log` is bound to /var/log.
+fn pid1(log: &std::path::Path, unprivileged: bool, words: &[&str]) -> Command {
+    let drop = if unprivileged {
+        "setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set -all --inh-caps -all"
+    } else {
+        ""
+    };
+    let script = format!(
+        "set -e; mount -t tmpfs none /mnt; cp {BINARY} /mnt/gracekeeper; chmod 755 /mnt /mnt/gracekeeper; \
+         mount --bind {} /var/log; for d in /var/tmp /dev/shm /tmp; do mount -t tmpfs -o mode=1777 none $d; done; cd /; \
+         exec {drop} /mnt/gracekeeper \"$@\"",
+        log.display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount", "--mount-proc", "--kill-child", "sh", "-c", &script, "sh"]).args(words);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn log_dir() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+    dir
+}
+
+fn both(test: impl Fn(bool)) {
+    if has("root") {
+        test(false);
+        test(true);
+    }
+}
+
+fn audit(dir: &tempfile::TempDir) -> String {
+    std::fs::read_to_string(dir.path().join("security-audit.json")).unwrap_or_default()
+}
+
+const MESS: &str = "mkdir -p /tmp/a/b /var/tmp/x; echo secret > /tmp/a/b/f; echo s > /dev/shm/s; chmod 000 /tmp/a/b; ln -s /etc /tmp/etc; \
+    i=0; while [ $i -lt 200 ]; do mkdir d; cd d 2>/dev/null; i=$((i+1)); done; cd /;";
+
+#[test]
+fn a_timeout_leaves_nobody_and_nothing() {
+    both(|unprivileged| {
+        let dir = log_dir();
+        let m = marker();
+        let script = format!(
+            "cd /tmp; {MESS} trap '' TERM; (setsid sh -c 'trap \"\" TERM; sleep {m} & wait' &); sleep {m} & wait; sleep {m}"
+        );
+        let ran = run(&mut pid1(
+            dir.path(),
+            unprivileged,
+            &["--timeout", "1500ms", "--soft", "200ms", "--hard", "400ms", "--", "sh", "-c", &script],
+        ));
+        assert_eq!(ran.code(), Some(124), "{ran:#?}");
+        assert_eq!(marked(&m), Vec::<u32>::new());
+        let records = records(&audit(&dir));
+        let seal = records.last().unwrap();
+        assert_eq!(seal["status"], "timeout", "{seal:#}");
+        assert_eq!(seal["cleanup_status"], "complete", "{seal:#}");
+        assert_eq!(seal["cleanup"]["paths"].as_array().unwrap().len(), 3);
+        assert!(seal["cleanup"]["paths"][0]["entries_removed"].as_u64().unwrap() > 200, "{seal:#}");
+        assert_eq!(seal["escalation"][2]["survivors"], 0);
+        assert!(seal["resources"]["processes_created"].as_u64().unwrap() > 3, "{seal:#}");
+        let verify = Command::new(BINARY).arg("verify").arg(dir.path().join("security-audit.json")).output().unwrap();
+        assert_eq!(verify.status.code(), Some(0), "{verify:?}");
+    });
+}
+
+#[test]
+fn zombies_of_strangers_are_reaped() {
+    both(|unprivileged| {
+        let dir = log_dir();
+        // 200 orphans that end at once, and a look at how many zombies are left. Control: the shell that makes them is
+        // not their parent any more, so only PID 1 can have reaped them.
+        let script = "i=0; while [ $i -lt 200 ]; do (true & ) ; i=$((i+1)); done; n=1; j=0; \
+            while [ $n != 0 ] && [ $j -lt 100 ]; do n=$(cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z 1 '); j=$((j+1)); sleep 0.05; done; exit $n";
+        let ran = run(&mut pid1(dir.path(), unprivileged, &["--", "sh", "-c", script]));
+        assert_eq!(ran.code(), Some(0), "{ran:#?}");
+    });
+}
+
+#[test]
+fn a_stop_from_outside_and_not_from_inside() {
+    both(|unprivileged| {
+        let dir = log_dir();
+        let m = marker();
+        let began = Instant::now();
+        let child =
+            pid1(dir.path(), unprivileged, &["--", "sh", "-c", &format!("kill -TERM 1; kill -KILL 1; sleep {m}")])
+                .spawn()
+                .unwrap();
+        until("the workload runs on after its attack", || marked(&m).len() > 1);
+        // The namespace's PID 1 is the parent of the shell that has the marker in its script.
+        let inner = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+        signal(inner.trim().parse().unwrap(), "TERM");
+        let ran = finish(child, began);
+        assert_eq!(ran.code(), Some(143), "{ran:#?}");
+        let records = records(&audit(&dir));
+        assert_eq!(records.last().unwrap()["spoofed_signals"], 1, "{records:#?}");
+        assert!(ran.took < Duration::from_secs(30));
+    });
+}
+
+#[test]
+fn a_fork_bomb_is_dead_and_sealed() {
+    both(|unprivileged| {
+        let dir = log_dir();
+        // TERM-ignorers that fork for ever, bounded by the deadline and by a limit of their own.
+        let script = "trap '' TERM; ulimit -u 3000 2>/dev/null; f() { i=0; while [ $i -lt 300 ]; do (trap '' TERM; sleep 600) & i=$((i+1)); done; }; f; wait";
+        let ran = run(&mut pid1(
+            dir.path(),
+            unprivileged,
+            &["--timeout", "1s", "--soft", "200ms", "--hard", "300ms", "--", "sh", "-c", script],
+        ));
+        assert_eq!(ran.code(), Some(124), "{ran:#?}");
+        let records = records(&audit(&dir));
+        assert_eq!(records.last().unwrap()["escalation"][2]["survivors"], 0);
+    });
+}
+
+#[test]
+fn a_full_disk_does_not_suppress_the_seal() {
+    if !has("root") {
+        return;
+    }
+    let dir = log_dir();
+    let disk = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1M,mode=1777", "none"])
+        .arg(dir.path())
+        .status()
+        .unwrap();
+    assert!(disk.success());
+    let ran = run(&mut pid1(
+        dir.path(),
+        true,
+        &["--", "sh", "-c", "head -c 4M /dev/zero > /var/log/fill; echo x > /var/log/more && exit 1; exit 6"],
+    ));
+    let text = audit(&dir);
+    Command::new("umount").arg(dir.path()).status().unwrap();
+    assert_eq!(ran.code(), Some(6), "the disk was not full: {ran:#?}");
+    let records = records(&text);
+    assert_eq!(records.last().unwrap()["event"], "evaluation_terminated", "{text}");
+}
