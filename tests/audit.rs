@@ -504,6 +504,28 @@ fn a_stuck_reader_of_stderr_does_not_hold_up_the_run() {
 }
 
 #[test]
+fn a_write_now_does_not_wait_on_a_shared_blocking_pipe() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut written = 0;
+    let refused = loop {
+        match gracekeeper::kernel::nowait::write_now(&writer, &[b'x'; 4096]) {
+            Ok(length) => written += length,
+            Err(errno) => break errno,
+        }
+    };
+    match refused {
+        nix::errno::Errno::EOPNOTSUPP => println!("skipped: this kernel has no RWF_NOWAIT for pipes"),
+        errno => {
+            assert_eq!(errno, nix::errno::Errno::EAGAIN);
+            assert!(written >= 4096);
+            let mut back = vec![0; written];
+            std::io::Read::read_exact(&mut &reader, &mut back).unwrap();
+            assert!(back.iter().all(|byte| *byte == b'x'));
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_has_room_for_the_seal() {
     if !nix::unistd::geteuid().is_root()
         || !Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|s| s.success())

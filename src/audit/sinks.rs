@@ -5,6 +5,7 @@
 //! in its last component; a record that is not the seal never uses up the space reserved for the seal.
 
 use crate::kernel::Cause;
+use crate::kernel::nowait::write_now;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -396,7 +397,16 @@ impl StderrSink {
                 continue; // EINTR: nothing is known yet.
             }
             let chunk = if self.nonblocking { rest } else { rest.get(..CHUNK).unwrap_or(rest) };
-            match file.write(chunk) {
+            // Between the poll and the write somebody else may have filled the pipe; where the kernel cannot be asked
+            // not to wait, only that moment is left open.
+            let now = if self.nonblocking { Err(Errno::EOPNOTSUPP) } else { write_now(file, chunk) };
+            let written = match now {
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EPERM | Errno::ESPIPE) => {
+                    file.write(chunk)
+                }
+                now => now.map_err(io::Error::from),
+            };
+            match written {
                 Ok(written) => rest = rest.get(written..).unwrap_or_default(),
                 Err(error) if matches!(errno(&error), Errno::EINTR) => {}
                 Err(error) if matches!(errno(&error), Errno::EAGAIN) && !left.is_zero() => {

@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod kill;
+pub mod nowait;
 pub mod outcome;
 pub mod proc;
 pub mod random;
