@@ -1,7 +1,236 @@
 //! gracekeeper: a container entrypoint for untrusted code.
+//!
+//! # Theory of operation
+//!
+//! Signals are blocked before `main`, so that a stop that comes early is kept (`kernel::signals`). The settings are resolved
+//! once (`settings`). Every sink of the audit record is opened, and the space for its last line reserved, before anything
+//! untrusted runs (`audit`). Then the workload is forked, confined and executed (`kernel::spawn`, `confine`), and from there
+//! one loop (`supervise`) turns what the kernel says into events for a pure state machine (`machine`), which says what to
+//! do: ask, revoke, kill, scrub, seal. After the spawn there is no bailing out: whatever fails is recorded, and the kill and
+//! the seal still happen, also from the panic hook.
 
 pub mod audit;
+pub mod confine;
 pub mod kernel;
 pub mod machine;
+pub mod scrub;
+pub mod seal;
 pub mod settings;
+pub mod supervise;
 pub mod verbs;
+
+use audit::log::{Config, DEFAULT_FILE, Log};
+use audit::record::Body;
+use kernel::kill::Everything;
+use kernel::outcome::{Cause, Outcome};
+use kernel::{clock, limits, signals, spawn};
+use machine::plan::Limits;
+use machine::status::LaunchFailure;
+use machine::step::{Event, Machine};
+use machine::types::Instant;
+use nix::sys::signal::Signal;
+use settings::cli::printable;
+use settings::{AuditFile, Filesystem, LogFormat, Network, Settings};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use supervise::{Shared, Supervisor};
+
+/// Supervises the command; gracekeeper's exit status. Errors before the spawn are one line on stderr and 125.
+#[must_use]
+pub fn run(settings: Settings) -> u8 {
+    start_log(&settings);
+    match prepare(settings) {
+        Ok(supervisor) => supervisor.run(),
+        Err(line) => {
+            complain(&line);
+            125
+        }
+    }
+}
+
+/// One line on stderr; a closed stderr is nobody's failure.
+pub fn complain(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "gracekeeper: {line}");
+}
+
+fn start_log(settings: &Settings) {
+    let log = tracing_subscriber::fmt().with_max_level(settings.log_level).with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// Everything before the loop; `?` is allowed up to the fork.
+fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
+    refuse_what_is_not_there(&settings)?;
+    let pid1 = nix::unistd::getpid().as_raw() == 1;
+    let mut protected: Vec<PathBuf> = std::env::current_exe().into_iter().collect();
+    match &settings.audit_file {
+        AuditFile::Named(path) => protected.push(path.clone()),
+        AuditFile::Default if pid1 => protected.push(PathBuf::from(DEFAULT_FILE)),
+        AuditFile::Default => {}
+    }
+    if let Some(line) = settings.scrub.iter().find_map(|path| scrub::targets::refuse(path, &protected)) {
+        return Err(line);
+    }
+    let signals = signals::Signals::open().map_err(|e| format!("cannot handle signals: {e}"))?;
+    let everything = Everything::new(pid1).map_err(|e| format!("cannot become child subreaper: {e}"))?;
+    let log = Log::open(Config {
+        file: settings.audit_file.clone(),
+        pid1,
+        termination_log: settings.termination_log.clone(),
+        level: settings.audit_level,
+        job_id: settings.job_id.clone(),
+        key: settings.audit_key.take(),
+        required: settings.audit_required,
+    })
+    .map_err(|e| format!("audit required but not available: {e}"))?;
+    // No ptrace and no /proc/PID/mem for the workload, which has our UID (prctl(2)).
+    let dumpable = Outcome::of("prctl PR_SET_DUMPABLE", nix::sys::prctl::set_dumpable(false));
+
+    let private = if pid1 { None } else { Some(private_tmp(&mut settings)) };
+    let (private, private_error) = match private {
+        None => (None, None),
+        Some(Ok(made)) => (Some(made), None),
+        Some(Err(line)) => (None, Some(line)),
+    };
+    let targets = scrub::targets::resolve(&settings.scrub, pid1, private);
+    let terminal = limits::owns_terminal();
+    let confinement = confine::Confinement::prepare(&settings, pid1, terminal);
+    let command = spawn::Command::new(&settings.command, &settings.workload_env, settings.workdir.as_deref());
+
+    let word = settings.command.first().map(|w| printable(w)).unwrap_or_default();
+    let executable = command
+        .as_ref()
+        .ok()
+        .and_then(spawn::Command::found)
+        .map_or(word, |path| printable(std::os::unix::ffi::OsStrExt::from_bytes(path.to_bytes())));
+    let baseline = supervise::counters(pid1, &everything);
+    let mut facts = seal::Facts::new(&settings, executable, baseline);
+    facts.enforced("supervisor_not_dumpable", dumpable);
+    for (name, outcome) in not_in_this_version(&settings) {
+        facts.enforced(name, outcome);
+    }
+    if let Some(line) = private_error {
+        facts.error(line);
+    }
+    let shared = Arc::new(Shared { everything: Mutex::new(everything), log: Mutex::new(log) });
+    {
+        let mut log = shared.log();
+        let started = facts.started(&log.notes());
+        log.write(&Body::EvaluationStarted(Box::new(started)));
+    }
+    hook_panics(Arc::clone(&shared), pid1);
+
+    let begun = clock::now();
+    let limits = Limits {
+        timeout: settings.timeout,
+        grace: settings.grace,
+        soft: settings.soft,
+        hard: settings.hard,
+        scrub_budget: settings.scrub_budget,
+        adaptive: settings.adaptive,
+    };
+    let mut supervisor = Supervisor {
+        shared,
+        machine: Machine::new(limits, begun),
+        signals,
+        child: None,
+        pid1,
+        terminal,
+        targets,
+        facts,
+        scrub: None,
+        killing: None,
+        spoofed_window: (Instant::default(), 0),
+    };
+    let failed = match command.and_then(|c| {
+        spawn::spawn(&c, &confinement).map_err(|e| {
+            supervisor.facts.error(format!("fork: {} ({e:?})", e.desc()));
+            e
+        })
+    }) {
+        Ok(child) => {
+            if terminal {
+                spawn::set_group(child.pid);
+            }
+            supervisor.facts.spawned(child.pid, begun);
+            supervisor.child = Some(child);
+            None
+        }
+        Err(nix::errno::Errno::ENOENT) => Some(LaunchFailure::NotFound),
+        Err(nix::errno::Errno::EINVAL) => Some(LaunchFailure::NotExecutable),
+        Err(_) => Some(LaunchFailure::NoProcess),
+    };
+    if let Some(failure) = failed {
+        supervisor.facts.launched = Some(false);
+        supervisor.feed(Event::LaunchFailed(failure));
+    }
+    Ok(supervisor)
+}
+
+/// What was asked for and would silently not happen is refused: nobody may take it for done.
+fn refuse_what_is_not_there(settings: &Settings) -> Result<(), String> {
+    if settings.policy.is_some() {
+        return Err("--policy is not in this version".into());
+    }
+    if settings.output_limit.is_some() {
+        return Err("--output-limit is not in this version".into());
+    }
+    Ok(())
+}
+
+/// Protections of the specification that this version does not have yet; the record says so.
+fn not_in_this_version(settings: &Settings) -> Vec<(&'static str, Outcome)> {
+    let missing = || Outcome::Unavailable(Cause::because("not in this version"));
+    let mut list = vec![("landlock", missing()), ("seccomp_filter", missing()), ("reserved_cpu", missing())];
+    if settings.network == Network::Deny {
+        list.push(("network_deny", missing()));
+    }
+    if settings.filesystem == Filesystem::Confined {
+        list.push(("filesystem_confined", missing()));
+    }
+    list
+}
+
+/// The workload's own TMPDIR, below the one it would have had.
+fn private_tmp(settings: &mut Settings) -> Result<(PathBuf, std::os::fd::OwnedFd), String> {
+    let name = OsString::from("TMPDIR");
+    let below = settings.workload_env.iter().find(|(k, v)| *k == name && !v.is_empty()).map(|(_, v)| PathBuf::from(v));
+    let below = below.as_deref().unwrap_or(Path::new("/tmp"));
+    match scrub::targets::private_tmp(below) {
+        Ok((path, fd)) => {
+            settings.workload_env.retain(|(k, _)| *k != name);
+            settings.workload_env.push((name, path.clone().into_os_string()));
+            Ok((path, fd))
+        }
+        Err((path, errno)) => {
+            Err(format!("cannot make a private TMPDIR {}: {} ({errno:?})", printable(path.as_os_str()), errno.desc()))
+        }
+    }
+}
+
+/// A panic kills, seals as `supervisor_error` and exits 125: a bug of ours must not leave the workload behind.
+fn hook_panics(shared: Arc<Shared>, pid1: bool) {
+    std::panic::set_hook(Box::new(move |info| {
+        complain(&format!("internal error: {info}"));
+        if pid1 {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
+        } else if let Ok(mut everything) = shared.everything.try_lock() {
+            let began = clock::now();
+            // Bounded: a child that cannot be killed must not keep the seal back.
+            while everything.signal(Signal::SIGKILL).is_some_and(|n| n > 0)
+                && clock::now().since(began) < std::time::Duration::from_secs(1)
+            {
+                while matches!(kernel::reap::next(), Ok(Some(_))) {}
+            }
+        }
+        if let Ok(mut log) = shared.log.try_lock() {
+            log.seal(seal::of_a_panic(&info.to_string()));
+        }
+        std::process::exit(125);
+    }));
+}

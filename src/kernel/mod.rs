@@ -3,7 +3,10 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod counters;
+pub mod files;
 pub mod kill;
+pub mod limits;
 pub mod nowait;
 pub mod outcome;
 pub mod proc;

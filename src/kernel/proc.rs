@@ -139,8 +139,19 @@ impl Proc {
     /// # Errors
     /// The errno of `openat(2)` or `read(2)`.
     pub fn read(&self, path: &std::ffi::CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let file =
-            openat(self.root.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())?;
+        self.read_with(path, OFlag::O_NOFOLLOW, buffer)
+    }
+
+    /// As `read`, for paths below `/proc/net` and `/proc/self`, which are links of the kernel's own.
+    ///
+    /// # Errors
+    /// The errno of `openat(2)` or `read(2)`.
+    pub fn read_following(&self, path: &std::ffi::CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
+        self.read_with(path, OFlag::empty(), buffer)
+    }
+
+    fn read_with(&self, path: &std::ffi::CStr, flags: OFlag, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let file = openat(self.root.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | flags, Mode::empty())?;
         let mut used = 0;
         while let Some(rest) = buffer.get_mut(used..)
             && !rest.is_empty()
@@ -193,4 +204,10 @@ fn pid_path<'a>(buffer: &'a mut [u8; 24], pid: i32, tail: &[u8]) -> Option<&'a s
     cursor.write_all(tail).ok()?;
     cursor.write_all(&[0]).ok()?;
     std::ffi::CStr::from_bytes_until_nul(buffer).ok()
+}
+
+/// The hostname (gethostname(2)): in a pod, the pod's name.
+#[must_use]
+pub fn hostname() -> Option<String> {
+    nix::unistd::gethostname().ok().map(|h| h.to_string_lossy().into_owned())
 }

@@ -59,3 +59,15 @@ pub fn next() -> Result<Option<Reaped>, Errno> {
 fn bytes(kib: libc::c_long) -> u64 {
     u64::try_from(kib).unwrap_or(0).saturating_mul(1024)
 }
+
+/// User and system CPU time of every child reaped so far, theirs included (getrusage(2), RUSAGE_CHILDREN).
+#[must_use]
+pub fn children_cpu() -> Option<(std::time::Duration, std::time::Duration)> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN).ok()?;
+    let duration = |t: nix::sys::time::TimeVal| {
+        let micros = u64::try_from(t.tv_usec()).unwrap_or(0);
+        std::time::Duration::from_secs(u64::try_from(t.tv_sec()).unwrap_or(0))
+            + std::time::Duration::from_micros(micros)
+    };
+    Some((duration(usage.user_time()), duration(usage.system_time())))
+}

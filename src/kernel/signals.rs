@@ -187,3 +187,16 @@ impl Signals {
 pub fn name(signal: i32) -> String {
     nix::sys::signal::Signal::try_from(signal).map_or_else(|_| format!("SIG{signal}"), |s| s.as_str().to_owned())
 }
+
+/// Sends any signal, real-time ones included, to a process group.
+///
+/// # Errors
+/// The errno of `kill(2)`.
+pub fn send_group(group: i32, signal: i32) -> Result<(), Errno> {
+    // Never 0 or -1: those would mean our own group, or everybody.
+    if group <= 1 {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: kill(2) takes two integers.
+    Errno::result(unsafe { libc::kill(-group, signal) }).map(drop)
+}

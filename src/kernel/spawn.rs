@@ -214,6 +214,17 @@ fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
+/// Raw descriptor numbers of the forked child.
+pub mod above {
+    /// Closes one descriptor; EBADF is the usual answer and means nothing.
+    pub fn close(fd: libc::c_uint) {
+        if let Ok(fd) = i32::try_from(fd) {
+            // SAFETY: close(2) on the child's own table; no owner in this process image outlives the exec.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
 }

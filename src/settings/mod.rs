@@ -2,6 +2,11 @@
 //!
 //! Invariant: nothing reads the environment or argv again after `resolve`.
 
+pub mod cli;
+pub mod profile;
+pub mod resolve;
+pub mod table;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;

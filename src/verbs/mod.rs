@@ -1,3 +1,5 @@
-//! The verbs: what `gracekeeper WORD …` does besides running a command.
+//! The verbs besides `run`.
 
+pub mod install;
+pub mod profiles;
 pub mod verify;

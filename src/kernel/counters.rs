@@ -1,0 +1,90 @@
+//! Counters that cost nothing: one small read each, of this PID and network namespace (proc_loadavg(5), proc_pid_net(5)).
+//!
+//! Only PID 1 may call them the workload's. A counter that cannot be read is `None`, never zero.
+
+use super::proc::Proc;
+
+/// The kernel's counters at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// The pid given last in this PID namespace: processes and threads count.
+    pub last_pid: Option<u64>,
+    /// Bytes sent on interfaces other than loopback.
+    pub bytes_sent: Option<u64>,
+    /// TCP connections opened plus UDP datagrams sent, IPv4 and IPv6.
+    pub network_attempts: Option<u64>,
+}
+
+impl Counters {
+    /// Reads them all.
+    #[must_use]
+    pub fn read(proc_: &Proc) -> Self {
+        let mut buffer = vec![0u8; 16 * 1024];
+        let mut text = |path: &std::ffi::CStr| {
+            let n = proc_.read_following(path, &mut buffer).ok()?;
+            Some(String::from_utf8_lossy(buffer.get(..n)?).into_owned())
+        };
+        let attempts = text(c"net/snmp").and_then(|t| snmp(&t));
+        let attempts6 = text(c"net/snmp6").and_then(|t| snmp6(&t)).unwrap_or(0);
+        Self {
+            last_pid: text(c"loadavg").and_then(|t| t.split_ascii_whitespace().nth(4)?.parse().ok()),
+            bytes_sent: text(c"net/dev").and_then(|t| sent(&t)),
+            network_attempts: attempts.map(|a| a.saturating_add(attempts6)),
+        }
+    }
+
+    /// What was counted since `earlier`. A counter that ran backwards (wrapped, or another namespace's) is `None`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let delta = |a: Option<u64>, b: Option<u64>| a?.checked_sub(b?);
+        Self {
+            last_pid: delta(self.last_pid, earlier.last_pid),
+            bytes_sent: delta(self.bytes_sent, earlier.bytes_sent),
+            network_attempts: delta(self.network_attempts, earlier.network_attempts),
+        }
+    }
+}
+
+fn sent(text: &str) -> Option<u64> {
+    let mut total = 0u64;
+    for line in text.lines().skip(2) {
+        let (name, fields) = line.split_once(':')?;
+        if name.trim() != "lo" {
+            total = total.saturating_add(fields.split_ascii_whitespace().nth(8)?.parse().ok()?);
+        }
+    }
+    Some(total)
+}
+
+fn snmp(text: &str) -> Option<u64> {
+    let field = |protocol: &str, name: &str| -> Option<u64> {
+        let mut lines = text.lines().filter(|l| l.split_once(':').is_some_and(|(p, _)| p == protocol));
+        let at = lines.next()?.split_ascii_whitespace().position(|f| f == name)?;
+        lines.next()?.split_ascii_whitespace().nth(at)?.parse().ok()
+    };
+    Some(field("Tcp", "ActiveOpens")?.saturating_add(field("Udp", "OutDatagrams")?))
+}
+
+fn snmp6(text: &str) -> Option<u64> {
+    text.lines().find_map(|l| l.strip_prefix("Udp6OutDatagrams")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_tables() {
+        let dev = "Inter-|   Receive  |  Transmit\n face |bytes |bytes\n    lo: 1 2 3 4 5 6 7 8 900 1 0\n  eth0: 1 2 3 4 5 6 7 8 77 1 0\n";
+        assert_eq!(sent(dev), Some(77));
+        let tables = "Tcp: RtoAlgorithm ActiveOpens\nTcp: 1 5\nUdp: InDatagrams OutDatagrams\nUdp: 3 4\n";
+        assert_eq!(snmp(tables), Some(9));
+        assert_eq!(snmp("Tcp: ActiveOpens\n"), None);
+        assert_eq!(snmp6("Udp6InDatagrams 2\nUdp6OutDatagrams  \t 3\n"), Some(3));
+        let (a, b) = (
+            Counters { last_pid: Some(9), ..Counters::default() },
+            Counters { last_pid: Some(5), ..Counters::default() },
+        );
+        assert_eq!((a.since(&b).last_pid, b.since(&a).last_pid), (Some(4), None));
+    }
+}

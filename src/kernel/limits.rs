@@ -1,0 +1,93 @@
+//! What a child takes from itself before exec: one call each, async-signal-safe, no allocation.
+
+use super::spawn::above;
+use nix::errno::Errno;
+use std::os::fd::RawFd;
+
+/// Sets soft and hard limit (setrlimit(2)); as far as the hard limit in force allows.
+///
+/// # Errors
+/// The errno of `setrlimit(2)`.
+pub fn set(resource: libc::__rlimit_resource_t, value: u64) -> Result<(), Errno> {
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit(2) writes one struct rlimit, which `now` is.
+    Errno::result(unsafe { libc::getrlimit(resource, &raw mut now) })?;
+    let value = value.min(now.rlim_max);
+    let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+    // SAFETY: setrlimit(2) reads one struct rlimit.
+    Errno::result(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
+}
+
+/// Every signal back to its default disposition (sigaction(2)); the reserved ones answer EINVAL, which is right.
+pub fn default_dispositions() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL installs no handler; an invalid number only gives EINVAL.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// Closes every descriptor above 2 but `keep`, which must be sorted (close_range(2), Linux 5.9; else one by one).
+///
+/// # Errors
+/// The errno of `close_range(2)` where the loop had to stop at a bound.
+pub fn close_others(keep: &[RawFd]) -> Result<(), Errno> {
+    let mut from: libc::c_uint = 3;
+    let mut result = Ok(());
+    for &fd in keep {
+        let Ok(fd) = libc::c_uint::try_from(fd) else { continue };
+        if fd > from {
+            result = result.and(close_range(from, fd.saturating_sub(1)));
+        }
+        from = from.max(fd.saturating_add(1));
+    }
+    result.and(close_range(from, libc::c_uint::MAX))
+}
+
+fn close_range(first: libc::c_uint, last: libc::c_uint) -> Result<(), Errno> {
+    // SAFETY: close_range(2) takes three integers; closing descriptors of the forked child affects nobody else.
+    match Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) }) {
+        Ok(_) => Ok(()),
+        Err(Errno::ENOSYS) => {
+            // gVisor and old seccomp profiles. The table cannot be larger than the hard limit that was in force.
+            let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: getrlimit(2) writes one struct rlimit.
+            Errno::result(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+            let end = last.min(libc::c_uint::try_from(limit.rlim_max).unwrap_or(1 << 20)).min(1 << 20);
+            for fd in first..=end {
+                above::close(fd);
+            }
+            if limit.rlim_max > 1 << 20 && last > 1 << 20 { Err(Errno::ENOSYS) } else { Ok(()) }
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The OOM killer takes this process and its children first (proc_pid_oom_score_adj(5)); raising needs no privilege.
+///
+/// # Errors
+/// The errno of `open(2)` or `write(2)`.
+pub fn oom_first() -> Result<(), Errno> {
+    let file = nix::fcntl::open(
+        c"/proc/self/oom_score_adj",
+        nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    )?;
+    nix::unistd::write(&file, b"1000").map(drop)
+}
+
+/// The process group of this process becomes the terminal's foreground group (tcsetpgrp(3)). Every signal is blocked
+/// at this point, so SIGTTOU cannot stop us.
+///
+/// # Errors
+/// The errno of `ioctl(TIOCSPGRP)`.
+pub fn take_foreground(group: i32) -> Result<(), Errno> {
+    // SAFETY: tcsetpgrp(3) takes two integers.
+    Errno::result(unsafe { libc::tcsetpgrp(0, group) }).map(drop)
+}
+
+/// Whether stdin is our controlling terminal and we are its foreground group.
+#[must_use]
+pub fn owns_terminal() -> bool {
+    // SAFETY: isatty(3), tcgetpgrp(3) and getpgrp(2) take integers only.
+    unsafe { libc::isatty(0) == 1 && libc::tcgetpgrp(0) == libc::getpgrp() }
+}

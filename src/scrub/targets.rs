@@ -1,0 +1,152 @@
+//! Which paths are scrubbed, and why the others are not.
+
+use crate::kernel::files;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// The container's own temporary directories.
+pub const DEFAULTS: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
+
+/// One path to scrub.
+#[derive(Debug)]
+pub struct Target {
+    /// The path.
+    pub path: PathBuf,
+    /// Where it is opened from.
+    pub source: Source,
+}
+
+/// Where a target's directory comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// Opened by its path when the scrub begins.
+    Path,
+    /// Opened before the workload ran (the private TMPDIR), and removed itself at the end.
+    Private(OwnedFd),
+    /// Not scrubbed, for this reason.
+    Skipped(&'static str),
+}
+
+/// The targets of a run. Looked up before the spawn, when the paths are still what the image or the operator made them.
+#[must_use]
+pub fn resolve(named: &[PathBuf], pid1: bool, private: Option<(PathBuf, OwnedFd)>) -> Vec<Target> {
+    let mut targets = Vec::new();
+    // Without symlinks from here on: a part that the workload makes into one is refused at the scrub.
+    let named: Vec<PathBuf> = named.iter().map(|p| std::fs::canonicalize(p).unwrap_or_else(|_| p.clone())).collect();
+    if pid1 {
+        let mounts = mounts();
+        for path in DEFAULTS.map(PathBuf::from) {
+            if named.contains(&path) {
+                continue;
+            }
+            let source = if mounts.as_deref().is_some_and(|m| is_host_mount(&path, m)) {
+                Source::Skipped("a mount from the host")
+            } else {
+                Source::Path
+            };
+            targets.push(Target { path, source });
+        }
+    }
+    targets.extend(named.into_iter().map(|path| Target { path, source: Source::Path }));
+    if let Some((path, fd)) = private {
+        targets.push(Target { path, source: Source::Private(fd) });
+    }
+    targets
+}
+
+/// Why `--scrub PATH` is refused; `protected` are the supervisor's own files.
+#[must_use]
+pub fn refuse(path: &Path, protected: &[PathBuf]) -> Option<String> {
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let shown = crate::settings::cli::printable(path.as_os_str());
+    if real.parent().is_none() {
+        return Some(format!("--scrub: {shown:?} is the root directory"));
+    }
+    for system in ["/proc", "/sys", "/dev"] {
+        if real.starts_with(system) && !real.starts_with("/dev/shm") {
+            return Some(format!("--scrub: {shown:?} is in {system}"));
+        }
+    }
+    protected
+        .iter()
+        .map(|own| std::fs::canonicalize(own).unwrap_or_else(|_| own.clone()))
+        .find(|own| own.starts_with(&real))
+        .map(|own| format!("--scrub: {shown:?} holds {:?}", crate::settings::cli::printable(own.as_os_str())))
+}
+
+/// One mount: where, what kind, and which part of its file system.
+struct Mount {
+    point: PathBuf,
+    kind: String,
+    root: String,
+}
+
+fn mounts() -> Option<Vec<Mount>> {
+    let all = procfs::process::Process::myself().and_then(|me| me.mountinfo()).ok()?;
+    Some(all.into_iter().map(|m| Mount { point: m.mount_point, kind: m.fs_type, root: m.root }).collect())
+}
+
+/// Neither the container's root, a tmpfs nor a kubelet's emptyDir: somebody else's files.
+fn is_host_mount(path: &Path, mounts: &[Mount]) -> bool {
+    // The deepest mount point above the path holds it; of several on the same point the last one is on top.
+    let holder = mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.components().count());
+    let top = holder.and_then(|h| mounts.iter().rfind(|m| m.point == h.point));
+    top.is_some_and(|m| {
+        m.point.parent().is_some() && m.kind != "tmpfs" && !m.root.contains("/kubernetes.io~empty-dir/")
+    })
+}
+
+/// Makes the private TMPDIR of a run that is not PID 1: mode 0700, with a name nobody can guess.
+///
+/// # Errors
+/// The path tried last, and the errno.
+pub fn private_tmp(below: &Path) -> Result<(PathBuf, OwnedFd), (PathBuf, nix::errno::Errno)> {
+    let template = below.join("gracekeeper-XXXXXX");
+    let path = nix::unistd::mkdtemp(&template).map_err(|e| (template, e))?;
+    // Without symlinks, since it is opened and removed by this path.
+    let path = std::fs::canonicalize(&path).unwrap_or(path);
+    match files::open_path(&path) {
+        Ok(fd) => Ok((path, fd)),
+        Err(errno) => Err((path, errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(point: &str, kind: &str, root: &str) -> Mount {
+        Mount { point: point.into(), kind: kind.into(), root: root.into() }
+    }
+
+    #[test]
+    fn host_mounts_are_told_from_the_containers_own() {
+        let mounts = [
+            mount("/", "overlay", "/"),
+            mount("/tmp", "ext4", "/home/me/tmp"),
+            mount("/var", "ext4", "/srv/var"),
+            mount("/dev/shm", "tmpfs", "/"),
+        ];
+        assert!(is_host_mount(Path::new("/tmp"), &mounts));
+        assert!(is_host_mount(Path::new("/var/tmp"), &mounts));
+        assert!(!is_host_mount(Path::new("/dev/shm"), &mounts));
+        let pod = [
+            mount("/", "overlay", "/"),
+            mount("/tmp", "ext4", "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/tmp"),
+        ];
+        assert!(!is_host_mount(Path::new("/tmp"), &pod));
+        assert!(!is_host_mount(Path::new("/var/tmp"), &pod));
+    }
+
+    #[test]
+    fn what_may_not_be_named() {
+        for path in ["/", "/proc", "/proc/1", "/sys", "/dev", "/dev/pts", "/dev/../"] {
+            assert!(refuse(Path::new(path), &[]).is_some(), "{path}");
+        }
+        assert!(refuse(Path::new("/dev/shm"), &[]).is_none());
+        let own = [PathBuf::from("/var/log/security-audit.json")];
+        assert!(refuse(Path::new("/var/log"), &own).is_some());
+        assert!(refuse(Path::new("/var"), &own).is_some());
+        assert!(refuse(Path::new("/var/lo"), &own).is_none());
+    }
+}

@@ -1,0 +1,180 @@
+//! argv to a verb and raw values. Decides nothing about their meaning: that is `resolve`.
+
+use super::table::{OPTIONS, find};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+
+/// A usage error: one line, exit status 125, nothing run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageError(pub String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Text from outside, fit for one line of a terminal: control characters and invalid UTF-8 are escaped, at most 200
+/// characters.
+#[must_use]
+pub fn printable(text: &OsStr) -> String {
+    let mut shown = String::new();
+    for c in text.to_string_lossy().chars() {
+        if shown.len() > 200 {
+            shown.push('…');
+            break;
+        }
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+/// The flags as given, in order, and the command.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Raw {
+    /// Flag and value.
+    pub flags: Vec<(&'static str, OsString)>,
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+}
+
+/// What gracekeeper is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invocation {
+    /// Supervise a command.
+    Run(Raw),
+    /// Copy the binary.
+    Install(OsString),
+    /// Check an audit file; the verb reads its own arguments.
+    Verify(Vec<OsString>),
+    /// Print the risk table.
+    Profiles {
+        /// As JSON.
+        json: bool,
+    },
+    /// `--help`
+    Help,
+    /// `--version`
+    Version,
+}
+
+/// Parses argv without the program's name.
+///
+/// # Errors
+/// A line naming the word and what is accepted.
+pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
+    let mut raw = Raw::default();
+    let mut words = argv.iter();
+    let mut verb = false;
+    while let Some(word) = words.next() {
+        let text = word.to_string_lossy();
+        if word == "--" {
+            raw.command = words.cloned().collect();
+            break;
+        }
+        if let Some(long) = text.strip_prefix("--") {
+            let (name, attached) = match long.split_once('=') {
+                Some((name, _)) => (name, value_after_equals(word)),
+                None => (long, None),
+            };
+            match (name, &attached) {
+                ("help", None) => return Ok(Invocation::Help),
+                ("version", None) => return Ok(Invocation::Version),
+                _ => {}
+            }
+            let Some(option) = find(name) else {
+                return Err(UsageError(format!("unknown option {}; see gracekeeper --help", printable(word))));
+            };
+            let value = match attached {
+                Some(value) => value,
+                None => words
+                    .next()
+                    .cloned()
+                    .ok_or_else(|| UsageError(format!("--{} needs a value: {}", option.flag, option.accepts)))?,
+            };
+            raw.flags.push((option.flag, value));
+            continue;
+        }
+        match text.as_ref() {
+            "-h" => return Ok(Invocation::Help),
+            "-V" => return Ok(Invocation::Version),
+            _ if text.starts_with('-') && text.len() > 1 => {
+                return Err(UsageError(format!("unknown option {}; see gracekeeper --help", printable(word))));
+            }
+            "run" if !verb => {
+                verb = true;
+                continue;
+            }
+            "install" | "verify" | "profiles" | "doctor" | "job" if !verb && !raw.flags.is_empty() => {
+                return Err(UsageError(format!(
+                    "the verb {text} stands before its options; to run a program of that name: gracekeeper -- {text}"
+                )));
+            }
+            "install" if !verb => {
+                return match words.as_slice() {
+                    [dest] if !dest.is_empty() => Ok(Invocation::Install(dest.clone())),
+                    _ => Err(UsageError("install takes one argument: the file to write".into())),
+                };
+            }
+            "verify" if !verb => return Ok(Invocation::Verify(words.cloned().collect())),
+            "profiles" if !verb => {
+                return match words.as_slice() {
+                    [] => Ok(Invocation::Profiles { json: false }),
+                    [flag] if flag == "--json" => Ok(Invocation::Profiles { json: true }),
+                    [other, ..] => Err(UsageError(format!("profiles takes only --json, not {}", printable(other)))),
+                };
+            }
+            "doctor" | "job" if !verb => {
+                return Err(UsageError(format!(
+                    "the verb {text} is not in this version; to run a program of that name: gracekeeper -- {text}"
+                )));
+            }
+            _ => {}
+        }
+        raw.command.push(word.clone());
+        raw.command.extend(words.cloned());
+        break;
+    }
+    if raw.command.first().is_none_or(|c| c.is_empty()) {
+        return Err(UsageError("no command given; usage: gracekeeper [OPTIONS] -- COMMAND [ARG...]".into()));
+    }
+    Ok(Invocation::Run(raw))
+}
+
+fn value_after_equals(word: &OsStr) -> Option<OsString> {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let bytes = word.as_bytes();
+    let at = bytes.iter().position(|&b| b == b'=')?;
+    Some(OsString::from_vec(bytes.get(at.checked_add(1)?..)?.to_vec()))
+}
+
+/// The text of `--help`, from the table.
+#[must_use]
+pub fn help() -> String {
+    use fmt::Write;
+    let mut text = String::from(
+        "gracekeeper: a container entrypoint for untrusted code\n\n\
+         usage: gracekeeper [OPTIONS] -- COMMAND [ARG...]   supervise COMMAND (`run` may be written first)\n\
+         \x20      gracekeeper install DEST                    copy this binary to DEST\n\
+         \x20      gracekeeper verify FILE [--json]            check an audit file\n\
+         \x20      gracekeeper profiles [--json]               print the risk table\n\
+         \x20      gracekeeper --help | --version\n\n\
+         Every option is also an environment variable; a flag beats the variable, the variable the profile.\n\n",
+    );
+    for option in OPTIONS {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  --{} {}   [{}]\n        {}", option.flag, option.value, option.variable, option.help);
+        if let Some(of) = option.profile {
+            let values: Vec<&str> = super::profile::PROFILES.iter().map(|(_, p)| of(p)).collect();
+            let _ = writeln!(text, "        low, medium, high, critical: {}", values.join(", "));
+        }
+    }
+    text.push_str(
+        "\nexit status: the command's own; 128+n died of signal n; 124 internal timeout; 143 (130, 131, 129) terminated\n\
+         by TERM (INT, QUIT, HUP); 121 violation or output limit; 125 gracekeeper failed; 126 cannot be executed or is\n\
+         not allowed; 127 not found\n",
+    );
+    text
+}

@@ -1,0 +1,361 @@
+//! Flag over variable over profile, validated: raw words in, `Settings` out. Pure.
+
+use super::cli::{Raw, UsageError, printable};
+use super::table::{OPTIONS, Opt, find};
+use super::{AuditFile, AuditKey, AuditLevel, EnvMode, Filesystem, LogFormat, Monitoring, Network, Risk, Settings};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A value and where it came from.
+struct Given<'a> {
+    value: &'a OsStr,
+    from: String,
+    option: &'static Opt,
+}
+
+impl Given<'_> {
+    fn bad(&self) -> UsageError {
+        UsageError(format!("{}: {:?} is not {}", self.from, printable(self.value), self.option.accepts))
+    }
+
+    fn text(&self) -> Result<&str, UsageError> {
+        self.value.to_str().ok_or_else(|| self.bad())
+    }
+
+    fn word<T: Copy>(&self, words: &[(&str, T)]) -> Result<T, UsageError> {
+        let text = self.text()?;
+        words.iter().find(|(w, _)| *w == text).map(|(_, v)| *v).ok_or_else(|| self.bad())
+    }
+
+    fn yes(&self) -> Result<bool, UsageError> {
+        self.word(&[
+            ("yes", true),
+            ("true", true),
+            ("1", true),
+            ("on", true),
+            ("no", false),
+            ("false", false),
+            ("0", false),
+            ("off", false),
+        ])
+    }
+
+    fn duration(&self) -> Result<Duration, UsageError> {
+        duration(self.text()?).ok_or_else(|| self.bad())
+    }
+
+    fn size(&self) -> Result<Option<u64>, UsageError> {
+        let text = self.text()?;
+        if text == "none" { Ok(None) } else { size(text).map(Some).ok_or_else(|| self.bad()) }
+    }
+
+    fn count(&self) -> Result<Option<u64>, UsageError> {
+        let text = self.text()?;
+        if text == "none" { Ok(None) } else { digits(text).map(Some).ok_or_else(|| self.bad()) }
+    }
+
+    fn path(&self) -> Result<PathBuf, UsageError> {
+        if self.value.as_bytes().contains(&0) { Err(self.bad()) } else { Ok(PathBuf::from(self.value)) }
+    }
+}
+
+/// A whole number in decimal digits only: `+5`, `5 ` and `0x5` are mistakes, not numbers.
+fn digits(text: &str) -> Option<u64> {
+    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// `55`, `1.5s`, `1500ms`, `2m`: above zero, at most 365 days, at most nanoseconds deep.
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
+    let (number, unit_ns) = if let Some(n) = text.strip_suffix("ms") {
+        (n, 1_000_000u64)
+    } else if let Some(n) = text.strip_suffix('s') {
+        (n, 1_000_000_000)
+    } else if let Some(n) = text.strip_suffix('m') {
+        (n, 60_000_000_000)
+    } else {
+        (text, 1_000_000_000)
+    };
+    let (whole, fraction) = match number.split_once('.') {
+        Some((whole, fraction)) if (1..=9).contains(&fraction.len()) => (whole, fraction),
+        Some(_) => return None,
+        None => (number, "0"),
+    };
+    if whole.is_empty() || !whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let scale = 10u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let whole = u128::from(digits(whole)?).checked_mul(u128::from(unit_ns))?;
+    let part = u128::from(digits(fraction)?).checked_mul(u128::from(unit_ns))?.checked_div(u128::from(scale))?;
+    let ns = u64::try_from(whole.checked_add(part)?).ok()?;
+    let result = Duration::from_nanos(ns);
+    (!result.is_zero() && result <= Duration::from_secs(365 * 86_400)).then_some(result)
+}
+
+/// `4096`, `64k`, `64Ki`, `10M`, `1Gi`.
+#[must_use]
+pub fn size(text: &str) -> Option<u64> {
+    let units: [(&str, u64); 9] = [
+        ("Ki", 1 << 10),
+        ("Mi", 1 << 20),
+        ("Gi", 1 << 30),
+        ("Ti", 1 << 40),
+        ("k", 1_000),
+        ("K", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("T", 1_000_000_000_000),
+    ];
+    let (number, unit) =
+        units.iter().find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|n| (n, *unit))).unwrap_or((text, 1));
+    if number.is_empty() {
+        return None;
+    }
+    digits(number)?.checked_mul(unit)
+}
+
+/// Resolves everything. `env` is the whole environment, `hostname` the pod's name in a container.
+///
+/// # Errors
+/// One line naming the flag or variable, the value and what is accepted.
+pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -> Result<Settings, UsageError> {
+    let variable = |name: &str| env.iter().find(|(k, v)| k == name && !v.is_empty()).map(|(_, v)| v.as_os_str());
+    let given = |flag: &'static str| -> Option<Given<'_>> {
+        let option = find(flag)?;
+        // The last flag wins, as in every other tool.
+        raw.flags
+            .iter()
+            .rev()
+            .find(|(f, _)| *f == flag)
+            .map(|(_, v)| Given { value: v, from: format!("--{flag}"), option })
+            .or_else(|| variable(option.variable).map(|v| Given { value: v, from: option.variable.to_owned(), option }))
+    };
+    let risk = match given("risk") {
+        None => Risk::default(),
+        Some(g) => {
+            g.word(&[("low", Risk::Low), ("medium", Risk::Medium), ("high", Risk::High), ("critical", Risk::Critical)])?
+        }
+    };
+    // What the profile has always has a value; the error can only be a table without its row.
+    let set = |flag: &'static str| -> Result<Given<'_>, UsageError> {
+        let profile = find(flag).and_then(|option| {
+            let value = option.profile?(risk.profile());
+            Some(Given { value: OsStr::new(value), from: format!("profile {}", risk.profile().name), option })
+        });
+        given(flag).or(profile).ok_or_else(|| UsageError(format!("--{flag} has no default")))
+    };
+    let lists = |flag: &'static str| -> Vec<OsString> {
+        let flags: Vec<OsString> = raw.flags.iter().filter(|(f, _)| *f == flag).map(|(_, v)| v.clone()).collect();
+        if !flags.is_empty() {
+            return flags;
+        }
+        find(flag)
+            .and_then(|o| variable(o.variable))
+            .map(|v| {
+                let parts = v.as_bytes().split(|&b| b == b':').filter(|p| !p.is_empty());
+                parts.map(|p| OsString::from_vec(p.to_vec())).collect()
+            })
+            .unwrap_or_default()
+    };
+    let timeout = set("timeout")?;
+    let timeout = if timeout.value == "none" { None } else { Some(timeout.duration()?) };
+    let job_id = match given("job-id") {
+        Some(g) => {
+            let text = g.text()?;
+            if text.chars().count() > 253 || text.is_empty() || text.chars().any(char::is_control) {
+                return Err(g.bad());
+            }
+            text.to_owned()
+        }
+        None => hostname.filter(|h| !h.is_empty()).unwrap_or("unknown").to_owned(),
+    };
+    let key_name = given("audit-key-env");
+    let audit_key = match &key_name {
+        None => None,
+        Some(g) => Some(AuditKey(variable(g.text()?).ok_or_else(|| g.bad())?.as_bytes().to_vec())),
+    };
+    let key_name = key_name.map(|g| g.value.to_owned());
+    let mut scrub = Vec::new();
+    for path in lists("scrub") {
+        let path = PathBuf::from(path);
+        if !path.is_absolute() {
+            let option = find("scrub").map_or("", |o| o.accepts);
+            return Err(UsageError(format!("--scrub: {:?} is not {option}", printable(path.as_os_str()))));
+        }
+        scrub.push(path);
+    }
+    let keep_env = lists("keep-env");
+    let mode = set("env")?.word(&[("inherit", EnvMode::Inherit), ("clean", EnvMode::Clean)])?;
+    let optional = |flag: &'static str| given(flag).map(|g| g.path()).transpose();
+    Ok(Settings {
+        risk,
+        timeout,
+        grace: set("grace")?.duration()?,
+        soft: set("soft")?.duration()?,
+        hard: set("hard")?.duration()?,
+        scrub_budget: set("scrub-budget")?.duration()?,
+        monitoring: set("monitoring")?.word(&[
+            ("off", Monitoring::Off),
+            ("standard", Monitoring::Standard),
+            ("aggressive", Monitoring::Aggressive),
+        ])?,
+        audit_level: set("audit-level")?.word(&[
+            ("basic", AuditLevel::Basic),
+            ("standard", AuditLevel::Standard),
+            ("comprehensive", AuditLevel::Comprehensive),
+        ])?,
+        audit_required: set("audit-required")?.yes()?,
+        adaptive: set("adaptive")?.yes()?,
+        env: mode,
+        network: set("network")?.word(&[("allow", Network::Allow), ("deny", Network::Deny)])?,
+        filesystem: set("filesystem")?.word(&[("guard", Filesystem::Guard), ("confined", Filesystem::Confined)])?,
+        job_id,
+        audit_file: optional("audit-file")?.map_or(AuditFile::Default, AuditFile::Named),
+        audit_key,
+        termination_log: optional("termination-log")?.unwrap_or_else(|| PathBuf::from("/dev/termination-log")),
+        scrub,
+        workload_env: workload_env(env, mode, &keep_env, key_name.as_deref()),
+        keep_env,
+        writable: lists("writable").into_iter().map(PathBuf::from).collect(),
+        policy: optional("policy")?,
+        nproc: given("nproc").map_or(Ok(None), |g| g.count())?,
+        nofile: given("nofile").map_or(Ok(None), |g| g.count())?,
+        fsize: given("fsize").map_or(Ok(None), |g| g.size())?,
+        workdir: optional("workdir")?,
+        output_limit: given("output-limit").map_or(Ok(None), |g| g.size())?,
+        log_level: given("log-level").map_or(Ok(tracing::Level::WARN), |g| {
+            g.word(&[
+                ("error", tracing::Level::ERROR),
+                ("warn", tracing::Level::WARN),
+                ("info", tracing::Level::INFO),
+                ("debug", tracing::Level::DEBUG),
+                ("trace", tracing::Level::TRACE),
+            ])
+        })?,
+        log_format: given("log-format")
+            .map_or(Ok(LogFormat::Text), |g| g.word(&[("text", LogFormat::Text), ("json", LogFormat::Json)]))?,
+        command: raw.command,
+    })
+}
+
+/// What the workload sees (section 3): never the supervisor's own variables, `LD_*` or the key, in either mode.
+fn workload_env(
+    env: &[(OsString, OsString)],
+    mode: EnvMode,
+    keep: &[OsString],
+    key: Option<&OsStr>,
+) -> Vec<(OsString, OsString)> {
+    let ours = |name: &OsStr| OPTIONS.iter().any(|o| !o.variable.is_empty() && name == o.variable);
+    let usual = |name: &OsStr| {
+        ["PATH", "HOME", "LANG", "TZ", "TERM", "TMPDIR"].iter().any(|n| name == *n)
+            || name.as_bytes().starts_with(b"LC_")
+            || keep.iter().any(|k| k == name)
+    };
+    env.iter()
+        .filter(|(name, _)| !ours(name) && !name.as_bytes().starts_with(b"LD_") && Some(name.as_os_str()) != key)
+        .filter(|(name, _)| mode == EnvMode::Inherit || usual(name))
+        .cloned()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn run(flags: &[(&'static str, &str)], env: &[(&str, &str)]) -> Result<Settings, UsageError> {
+        let raw =
+            Raw { flags: flags.iter().map(|(f, v)| (*f, OsString::from(v))).collect(), command: vec!["true".into()] };
+        let env: Vec<_> = env.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))).collect();
+        resolve(raw, &env, Some("host"))
+    }
+
+    #[test]
+    fn durations_and_sizes() {
+        for (text, ms) in [("55", 55_000), ("1.5s", 1_500), ("1500ms", 1_500), ("2m", 120_000), ("0.5m", 30_000)] {
+            assert_eq!(duration(text), Some(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in [
+            "",
+            "0",
+            "0ms",
+            "-1",
+            "+1",
+            "1h",
+            "1e3",
+            "1.",
+            ".5",
+            "1.5.5",
+            " 1",
+            "1 s",
+            "NaN",
+            "99999999999999999999",
+            "366d",
+            "s",
+        ] {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("64Ki", 65_536), ("10M", 10_000_000), ("1Gi", 1 << 30)] {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for bad in ["", "Ki", "1.5M", "-1", "20000000000000000000", "18446744073709551615Ki", "1B"] {
+            assert_eq!(size(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn flag_beats_variable_beats_profile() {
+        assert_eq!(run(&[], &[]).unwrap().timeout, Some(Duration::from_secs(90)));
+        assert_eq!(run(&[], &[("RISK_LEVEL", "critical")]).unwrap().timeout, Some(Duration::from_secs(55)));
+        let env = [("INTERNAL_TIMEOUT", "7"), ("SHUTDOWN_MONITORING", "off"), ("GRACE_PERIOD", "")];
+        let settings = run(&[], &env).unwrap();
+        assert_eq!((settings.timeout, settings.monitoring), (Some(Duration::from_secs(7)), Monitoring::Off));
+        assert_eq!(settings.grace, Duration::from_secs(5));
+        assert_eq!(run(&[("timeout", "8")], &env).unwrap().timeout, Some(Duration::from_secs(8)));
+        assert_eq!(run(&[("timeout", "8"), ("timeout", "none")], &env).unwrap().timeout, None);
+    }
+
+    #[test]
+    fn every_profile_resolves_and_every_option_names_itself() {
+        for level in ["low", "medium", "high", "critical"] {
+            run(&[("risk", level)], &[]).unwrap();
+        }
+        for option in OPTIONS.iter().filter(|o| {
+            !matches!(o.flag, "audit-file" | "termination-log" | "keep-env" | "writable" | "policy" | "workdir")
+        }) {
+            let by_flag = run(&[(option.flag, "\u{7}bad")], &[]).unwrap_err().0;
+            assert!(by_flag.starts_with(&format!("--{}: ", option.flag)), "{by_flag}");
+            assert!(by_flag.contains("bad") && !by_flag.contains('\u{7}'), "{by_flag}");
+            if !option.many {
+                let by_variable = run(&[], &[(option.variable, "\u{7}bad")]).unwrap_err().0;
+                assert!(by_variable.starts_with(option.variable), "{by_variable}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_workload_never_sees_what_is_ours() {
+        let env =
+            [("PATH", "/bin"), ("LD_PRELOAD", "x"), ("JOB_ID", "j"), ("KEY", "k"), ("SECRET", "s"), ("LC_ALL", "C")];
+        let names = |flags: &[(&'static str, &str)]| -> Vec<String> {
+            let s = run(flags, &env).unwrap();
+            s.workload_env.iter().map(|(k, _)| k.to_string_lossy().into_owned()).collect()
+        };
+        assert_eq!(names(&[("audit-key-env", "KEY")]), ["PATH", "LC_ALL"]);
+        assert_eq!(names(&[("env", "inherit"), ("audit-key-env", "KEY")]), ["PATH", "SECRET", "LC_ALL"]);
+        assert_eq!(
+            names(&[("keep-env", "SECRET"), ("keep-env", "LD_PRELOAD"), ("keep-env", "JOB_ID")]),
+            ["PATH", "SECRET", "LC_ALL"]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(text in "\\PC*", flag in 0..OPTIONS.len()) {
+            let _ = run(&[(OPTIONS[flag].flag, &text)], &[]);
+            let _ = run(&[], &[(OPTIONS[flag].variable, &text)]);
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! `gracekeeper install DEST`: this binary, copied so that DEST is at every instant the old file or the whole new one.
+
+use crate::settings::cli::printable;
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Copies to a temporary file in DEST's directory, fsyncs it and renames it over DEST: no ETXTBSY over a running older copy,
+/// and a symlink at DEST is replaced, not followed.
+///
+/// # Errors
+/// One line naming the step, the path and errno; nothing is left behind.
+pub fn install(dest: &OsStr) -> Result<(), String> {
+    let dest = Path::new(dest);
+    let fail = |what: &str, path: &Path, error: &io::Error| {
+        format!("install: {what} {}: {error}", printable(path.as_os_str()))
+    };
+    if std::fs::symlink_metadata(dest).is_ok_and(|m| m.is_dir()) || dest.file_name().is_none() {
+        return Err(format!("install: {} is a directory; name the file to write", printable(dest.as_os_str())));
+    }
+    let parent = dest.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut source = File::open("/proc/self/exe").map_err(|e| fail("cannot read", Path::new("/proc/self/exe"), &e))?;
+    let (temporary, mut target) = temporary(parent).map_err(|e| fail("cannot create a file in", parent, &e))?;
+    let done = io::copy(&mut source, &mut target)
+        .and_then(|_| target.set_permissions(Permissions::from_mode(0o555)))
+        .and_then(|()| target.sync_all())
+        .map_err(|e| fail("cannot write", &temporary, &e))
+        .and_then(|()| std::fs::rename(&temporary, dest).map_err(|e| fail("cannot rename to", dest, &e)));
+    if done.is_err() {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    done?;
+    // The name is durable once its directory is.
+    File::open(parent).and_then(|d| d.sync_all()).map_err(|e| fail("cannot fsync", parent, &e))
+}
+
+fn temporary(parent: &Path) -> io::Result<(PathBuf, File)> {
+    let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
+    for n in 0..16 {
+        let path = parent.join(format!(".gracekeeper-install-{}-{n}", std::process::id()));
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Ok(file) => return Ok((path, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
