@@ -295,6 +295,11 @@ fn strange_paths_are_refused_and_nothing_hangs() {
     let second = Log::open(config(&at("new"), &at("none"))).unwrap();
     assert_eq!(second.audit_path(), None);
     assert!(held.fds().iter().all(|fd| *fd >= 3));
+    for fd in held.fds() {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim().to_owned();
+        assert!(i64::from_str_radix(&flags, 8).unwrap() & 0o2_000_000 != 0, "{fd} is not close-on-exec: {info}");
+    }
     assert_eq!(held.audit_path(), Some(fs::canonicalize(at("new")).unwrap().as_path()));
 }
 
@@ -334,6 +339,7 @@ fn what_is_done_to_the_file_during_the_run_is_said() {
         let message = fs::read_to_string(&message).unwrap();
         schema::check_line(&message);
         assert!(message.contains(what), "{what}: {message}");
+        assert!(message.contains("\"audit_file\":\"degraded\""), "{what}: {message}");
         assert_eq!(word(&log, "audit_file"), "degraded", "{what}");
         let found = if file.exists() { state(&file) } else { State::CutOff };
         assert_eq!(found, expected, "{what}");
@@ -498,6 +504,28 @@ fn a_stuck_reader_of_stderr_does_not_hold_up_the_run() {
 }
 
 #[test]
+fn a_write_now_does_not_wait_on_a_shared_blocking_pipe() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut written = 0;
+    let refused = loop {
+        match gracekeeper::kernel::nowait::write_now(&writer, &[b'x'; 4096]) {
+            Ok(length) => written += length,
+            Err(errno) => break errno,
+        }
+    };
+    match refused {
+        nix::errno::Errno::EOPNOTSUPP => println!("skipped: this kernel has no RWF_NOWAIT for pipes"),
+        errno => {
+            assert_eq!(errno, nix::errno::Errno::EAGAIN);
+            assert!(written >= 4096);
+            let mut back = vec![0; written];
+            std::io::Read::read_exact(&mut &reader, &mut back).unwrap();
+            assert!(back.iter().all(|byte| *byte == b'x'));
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_has_room_for_the_seal() {
     if !nix::unistd::geteuid().is_root()
         || !Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|s| s.success())
@@ -622,7 +650,7 @@ fn the_corpus_and_the_verb() {
 fn reservation_is_real_and_leaves_the_length_alone() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a");
-    let log = Log::open(config(&file, &dir.path().join("none"))).unwrap();
+    let mut log = Log::open(config(&file, &dir.path().join("none"))).unwrap();
     let meta = fs::metadata(&file).unwrap();
     assert_eq!(meta.len(), 0);
     let reserved = log.enforcement().into_iter().find(|(name, _)| *name == "audit_space_reserved").unwrap().1;
@@ -630,6 +658,15 @@ fn reservation_is_real_and_leaves_the_length_alone() {
         Outcome::Enforced => assert!(meta.blocks() * 512 >= 128 * 1024, "{}", meta.blocks()),
         other => assert_eq!(other.word(), "unavailable"),
     }
+    // What the seal did not need is given back, and the record says what held.
+    log.seal(seal());
+    let meta = fs::metadata(&file).unwrap();
+    assert!(meta.blocks() * 512 < 128 * 1024, "{}", meta.blocks());
+    assert_eq!(state(&file), State::Sealed);
+    let record: serde_json::Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(record["enforcement"]["audit_file"], "enforced");
+    assert_eq!(record["enforcement"]["audit_space_reserved"], reserved.word());
+    assert_eq!(record["enforcement"]["audit_mac"], "unavailable");
 }
 
 /// Writes the corpus anew, where it was lost: `cargo test --test audit -- --ignored`.

@@ -101,7 +101,7 @@ impl Log {
                     file_cause = cause;
                     let note = format!("audit file {path:?}: {cause}; the audit goes to stderr");
                     if matches!(config.file, AuditFile::Named(_)) {
-                        let _ = stderr.write(&format!("gracekeeper: {note}")); // It is noted in the record as well.
+                        let _ = stderr.write(&format!("gracekeeper: {note}"), true); // It is noted in the record as well.
                     }
                     notes.push(note);
                 }
@@ -196,7 +196,7 @@ impl Log {
         }
         match fitting(&self.stderr_chain, body, shorter.as_ref(), &time) {
             Some(line) => {
-                if self.onto_stderr(&line).is_err() {
+                if self.write_stderr(&line, false).is_err() {
                     self.dropped = self.dropped.saturating_add(1);
                 }
             }
@@ -218,13 +218,18 @@ impl Log {
             let dropped = format!("audit: {} records were dropped: no space, or nobody read stderr", self.dropped);
             self.troubles.push(dropped);
         }
+        if let Some(sink) = &mut self.file {
+            sink.look(true);
+        }
         self.repeat_troubles(&mut body);
         let mut safe = false;
         let before = (self.file_chain.clone(), self.stderr_chain.clone());
         let limit = RESERVE.saturating_sub(2); // The newlines around it.
         if let Some(sink) = &mut self.file {
-            if let Ok(line) = self.file_chain.render_seal(&body, &time, limit) {
-                match sink.append(&line, true) {
+            // Where even the reserved room was taken away, a page may still be free.
+            for limit in [limit, MESSAGE_LIMIT] {
+                let Ok(line) = self.file_chain.render_seal(&body, &time, limit) else { break };
+                let cause = match sink.append(&line, true) {
                     Written::Yes => {
                         self.file_chain.advance(&line);
                         safe = self.file_cause.is_none() && sink.disturbed().is_none();
@@ -232,17 +237,14 @@ impl Log {
                             safe = false;
                             self.troubles.push(format!("audit file: {cause}"));
                         }
+                        sink.release();
+                        break;
                     }
-                    Written::NoSpace => {
-                        let cause = Cause::refused("write", Errno::ENOSPC);
-                        self.file_cause = Some(cause);
-                        self.troubles.push(format!("audit file: the seal: {cause}"));
-                    }
-                    Written::Failed(cause) => {
-                        self.file_cause = Some(cause);
-                        self.troubles.push(format!("audit file: the seal: {cause}"));
-                    }
-                }
+                    Written::NoSpace => Cause::refused("write", Errno::ENOSPC),
+                    Written::Failed(cause) => cause,
+                };
+                self.file_cause = Some(cause);
+                self.troubles.push(format!("audit file: the seal: {cause}"));
             }
             if let Some(what) = sink.disturbed() {
                 self.troubles.push(what.to_owned());
@@ -250,7 +252,7 @@ impl Log {
         }
         self.repeat_troubles(&mut body);
         if !safe && let Ok(line) = self.stderr_chain.render_seal(&body, &time, limit) {
-            let _ = self.onto_stderr(&line); // The termination message is still to come, and says so.
+            let _ = self.write_stderr(&line, true); // The termination message is still to come, and says so.
         }
         self.repeat_troubles(&mut body);
         if let Some(message) = &self.message {
@@ -318,8 +320,8 @@ impl Log {
         [file, message, self.stderr.fd()].into_iter().flatten().collect()
     }
 
-    fn onto_stderr(&mut self, line: &str) -> Result<(), Cause> {
-        let result = self.stderr.write(line);
+    fn write_stderr(&mut self, line: &str, patient: bool) -> Result<(), Cause> {
+        let result = self.stderr.write(line, patient);
         match result {
             Ok(()) => self.stderr_chain.advance(line),
             Err(cause) => self.trouble(format!("audit: {cause}")),
@@ -334,7 +336,15 @@ impl Log {
         }
     }
 
+    /// The seal says what is true now, whatever was true when the body was put together.
     fn repeat_troubles(&self, body: &mut EvaluationTerminated) {
+        for (name, outcome) in self.enforcement() {
+            body.enforcement.insert(name.to_owned(), outcome.word().to_owned());
+            body.enforcement_errors.remove(name);
+            if let Some(cause) = outcome.cause() {
+                body.enforcement_errors.insert(name.to_owned(), cause.to_string());
+            }
+        }
         for what in &self.troubles {
             if !body.errors.contains(what) {
                 body.errors.push(what.clone());

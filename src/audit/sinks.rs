@@ -5,6 +5,7 @@
 //! in its last component; a record that is not the seal never uses up the space reserved for the seal.
 
 use crate::kernel::Cause;
+use crate::kernel::nowait::write_now;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -169,10 +170,11 @@ impl AuditSink {
     }
 
     /// Did somebody else touch the file, or take it away?
-    fn look(&mut self) {
+    /// The path is only looked up for the seal: a descriptor's fstat(2) asks no directory.
+    pub fn look(&mut self, path_too: bool) {
         let Ok(meta) = self.file.metadata() else { return };
-        let here = std::fs::symlink_metadata(&self.path);
-        let same = here.is_ok_and(|here| (here.dev(), here.ino()) == (meta.dev(), meta.ino()));
+        let here = path_too.then(|| std::fs::symlink_metadata(&self.path));
+        let same = here.is_none_or(|here| here.is_ok_and(|here| (here.dev(), here.ino()) == (meta.dev(), meta.ino())));
         let what = if meta.nlink() == 0 || !same {
             Some("the audit file was removed or replaced")
         } else if meta.nlink() > 1 {
@@ -198,7 +200,7 @@ impl AuditSink {
     /// Appends one line with its newline, in one `write(2)` where the kernel takes it whole; else it is completed, or
     /// taken back.
     pub fn append(&mut self, line: &str, seal: bool) -> Written {
-        self.look();
+        self.look(seal);
         let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
         if self.torn {
             bytes.push(b'\n');
@@ -223,6 +225,21 @@ impl AuditSink {
                     errno => Written::Failed(Cause::refused("write", errno)),
                 }
             }
+        }
+    }
+
+    /// Gives back what was reserved, once nothing more is written: room beyond the end of a file is invisible in its
+    /// length and would be lost to the disk (fallocate(2), FALLOC_FL_PUNCH_HOLE).
+    pub fn release(&mut self) {
+        let unchanged = self.file.metadata().is_ok_and(|meta| meta.len() == self.end);
+        if unchanged && self.reserved > self.end {
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let from = i64::try_from(self.end).unwrap_or(i64::MAX);
+            let length = i64::try_from(self.reserved.saturating_sub(self.end)).unwrap_or(0);
+            // tmpfs frees by the hole, ext4 by a truncation to the same length; where neither does, the room stays lost.
+            let _ = fallocate(&self.file, flags, from, length);
+            let _ = self.file.set_len(self.end);
+            self.reserved = self.end;
         }
     }
 
@@ -306,8 +323,10 @@ impl MessageSink {
 #[derive(Debug)]
 pub struct StderrSink {
     file: Option<File>,
-    /// It is a pipe of our own description: a write never blocks, and needs no small chunks.
+    /// It is a pipe of our own description, or a regular file: no reader can hold up a write, and one is enough.
     nonblocking: bool,
+    /// Nobody read the last record: the next are given no time, so that a stuck reader costs the ladder nothing more.
+    stuck: bool,
     /// A record was broken off: the next begins on a new line.
     torn: bool,
 }
@@ -318,7 +337,7 @@ impl StderrSink {
     #[must_use]
     pub fn open() -> Self {
         let Ok(duplicate) = io::stderr().as_fd().try_clone_to_owned() else {
-            return Self { file: None, nonblocking: false, torn: false };
+            return Self { file: None, nonblocking: false, stuck: false, torn: false };
         };
         Self::from_fd(duplicate)
     }
@@ -327,15 +346,16 @@ impl StderrSink {
     #[must_use]
     pub fn from_fd(fd: OwnedFd) -> Self {
         let file = File::from(fd);
+        let regular = file.metadata().is_ok_and(|meta| meta.is_file());
         if file.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
             let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let anew = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
             if let Ok(anew) = anew.map_err(refused("open")).and_then(above_stdio) {
-                return Self { file: Some(anew), nonblocking: true, torn: false };
+                return Self { file: Some(anew), nonblocking: true, stuck: false, torn: false };
             }
         }
-        Self { file: Some(file), nonblocking: false, torn: false }
+        Self { file: Some(file), nonblocking: regular, stuck: false, torn: false }
     }
 
     /// Its descriptor.
@@ -344,11 +364,12 @@ impl StderrSink {
         self.file.as_ref().map(AsRawFd::as_raw_fd)
     }
 
-    /// One line, given up after a tenth of a second in which nobody reads.
+    /// One line, given up after a tenth of a second in which nobody reads; `patient` waits that long also where the
+    /// last one was given up.
     ///
     /// # Errors
     /// What was refused; ETIMEDOUT where nobody reads.
-    pub fn write(&mut self, line: &str) -> Result<(), Cause> {
+    pub fn write(&mut self, line: &str, patient: bool) -> Result<(), Cause> {
         let Some(mut file) = self.file.as_ref() else { return Err(Cause::refused("stderr", Errno::EBADF)) };
         let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
         if self.torn {
@@ -356,7 +377,8 @@ impl StderrSink {
         }
         bytes.extend_from_slice(line.as_bytes());
         bytes.push(b'\n');
-        let deadline = Instant::now().checked_add(PATIENCE);
+        let patience = if self.stuck && !patient { Duration::ZERO } else { PATIENCE };
+        let deadline = Instant::now().checked_add(patience);
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
             let left = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
@@ -364,7 +386,8 @@ impl StderrSink {
             let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
             match poll(&mut polled, timeout) {
                 Ok(0) => {
-                    self.torn = rest.len() < bytes.len();
+                    self.torn |= rest.len() < bytes.len();
+                    self.stuck = true;
                     return Err(Cause::refused("stderr", Errno::ETIMEDOUT));
                 }
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -374,7 +397,16 @@ impl StderrSink {
                 continue; // EINTR: nothing is known yet.
             }
             let chunk = if self.nonblocking { rest } else { rest.get(..CHUNK).unwrap_or(rest) };
-            match file.write(chunk) {
+            // Between the poll and the write somebody else may have filled the pipe; where the kernel cannot be asked
+            // not to wait, only that moment is left open.
+            let now = if self.nonblocking { Err(Errno::EOPNOTSUPP) } else { write_now(file, chunk) };
+            let written = match now {
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EPERM | Errno::ESPIPE) => {
+                    file.write(chunk)
+                }
+                now => now.map_err(io::Error::from),
+            };
+            match written {
                 Ok(written) => rest = rest.get(written..).unwrap_or_default(),
                 Err(error) if matches!(errno(&error), Errno::EINTR) => {}
                 Err(error) if matches!(errno(&error), Errno::EAGAIN) && !left.is_zero() => {
@@ -382,12 +414,13 @@ impl StderrSink {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(error) => {
-                    self.torn = rest.len() < bytes.len();
+                    self.torn |= rest.len() < bytes.len();
+                    self.stuck = true;
                     return Err(Cause::refused("stderr", errno(&error)));
                 }
             }
         }
-        self.torn = false;
+        (self.torn, self.stuck) = (false, false);
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ pub mod counters;
 pub mod files;
 pub mod kill;
 pub mod limits;
+pub mod nowait;
 pub mod outcome;
 pub mod proc;
 pub mod random;
