@@ -1,5 +1,7 @@
 //! The binary: parse, dispatch the verb, print an error once, return the exit status.
 
+mod start;
+
 use gracekeeper::settings::cli::{Invocation, UsageError, help, parse};
 use gracekeeper::settings::resolve::resolve;
 use gracekeeper::{complain, kernel, verbs};

@@ -94,6 +94,7 @@ impl Log {
         };
         let mut file_cause = Cause::because("none was named");
         let (mut file, mut prev) = (None, None);
+        let mut complaint = None;
         if let Some(path) = path {
             match AuditSink::open(path).and_then(|(sink, prev)| sink.sync().map(|()| (sink, prev))) {
                 Ok((sink, last)) => (file, prev) = (Some(sink), last),
@@ -101,7 +102,7 @@ impl Log {
                     file_cause = cause;
                     let note = format!("audit file {path:?}: {cause}; the audit goes to stderr");
                     if matches!(config.file, AuditFile::Named(_)) {
-                        let _ = stderr.write(&format!("gracekeeper: {note}"), true); // It is noted in the record as well.
+                        complaint = Some(format!("gracekeeper: {note}"));
                     }
                     notes.push(note);
                 }
@@ -121,6 +122,10 @@ impl Log {
                 return Err(OpenError { file, message: (config.termination_log, cause) });
             }
             notes.push(format!("termination log {:?}: {cause}", config.termination_log));
+        }
+        if let Some(line) = complaint {
+            // Only now: a run that is refused has its one line from the caller. It is noted in the record as well.
+            let _ = stderr.write(&line, true);
         }
         let run_id = match random::sixteen_bytes() {
             Ok(bytes) => super::chain::hex(&bytes),

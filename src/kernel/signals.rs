@@ -33,18 +33,6 @@ pub fn old_mask() -> SigSet {
     OLD_MASK.get().copied().unwrap_or_else(SigSet::empty)
 }
 
-extern "C" fn block_early() {
-    block_all();
-}
-
-// Runs before main and before the standard library's own start-up: the window in which PID 1 would lose a TERM is the
-// kernel's exec and libc's start, some tens of microseconds.
-// SAFETY: `.init_array` holds `extern "C" fn()` pointers that libc calls once, single-threaded, before main (the ELF
-// gABI, "Initialization and Termination Functions"); `block_early` has that type and needs nothing of std's runtime.
-#[used]
-#[unsafe(link_section = ".init_array")]
-static BLOCK_EARLY: extern "C" fn() = block_early;
-
 /// What siginfo says of a signal's sender (sigaction(2), si_code).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
