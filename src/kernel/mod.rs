@@ -3,13 +3,16 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod cpu;
 pub mod files;
 pub mod kill;
+pub mod landlock;
 pub mod limits;
 pub mod outcome;
 pub mod proc;
 pub mod random;
 pub mod reap;
+pub mod seccomp;
 pub mod signals;
 pub mod spawn;
 
