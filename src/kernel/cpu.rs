@@ -6,6 +6,8 @@ use nix::errno::Errno;
 use std::path::{Path, PathBuf};
 
 /// What the quota calls for.
+// There is one value in a run: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, Copy)]
 pub enum Share {
     /// No quota: nothing to do.

@@ -122,8 +122,11 @@ fn block(errno: Errno, clauses: &[&[Test]]) -> Vec<libc::sock_filter> {
     out
 }
 
+/// Takes one call, what it answers, and when.
+type Emit<'a> = dyn FnMut(libc::c_long, Errno, &[&[Test]]) + 'a;
+
 /// The table. A call appears once.
-fn rules(w: &Wanted, rule: &mut dyn FnMut(libc::c_long, Errno, &[&[Test]])) {
+fn rules(w: &Wanted, rule: &mut Emit<'_>) {
     const EVERY: &[&[Test]] = &[&[]];
     let me = w.supervisor.cast_unsigned();
     // A group of 0 is one we cannot name; "-0" would be the caller's own group.
@@ -218,7 +221,10 @@ mod tests {
                     acc = match i.k {
                         AT_NUMBER => u32::try_from(number).unwrap(),
                         AT_ARCH => arch,
-                        at => args.get(((at - AT_ARGS) / 8) as usize).copied().unwrap_or(0) as u32,
+                        at => args
+                            .get(((at - AT_ARGS) / 8) as usize)
+                            .copied()
+                            .map_or(0, |arg| u32::try_from(arg & 0xffff_ffff).unwrap()),
                     };
                 }
                 JUMP_EQUAL => pc += jump(acc == i.k),
@@ -234,7 +240,7 @@ mod tests {
     }
 
     fn call(number: libc::c_long, args: &[i64]) -> u32 {
-        run(&WANTED, NATIVE, number, &args.iter().map(|a| *a as u64).collect::<Vec<_>>())
+        run(&WANTED, NATIVE, number, &args.iter().map(|a| a.cast_unsigned()).collect::<Vec<_>>())
     }
 
     #[test]
@@ -276,7 +282,7 @@ mod tests {
     #[test]
     fn as_pid_1_everybody_may_be_signalled_and_group_0_is_ours() {
         let w = Wanted { supervisor: 1, group: 0, pid1: true, scoped: false, ..WANTED };
-        let kill = |pid: i64| run(&w, NATIVE, libc::SYS_kill, &[pid as u64]);
+        let kill = |pid: i64| run(&w, NATIVE, libc::SYS_kill, &[pid.cast_unsigned()]);
         assert_eq!((kill(1), kill(-1), kill(0)), (errno(Errno::EPERM), PASS, PASS));
         assert_eq!(run(&w, NATIVE, libc::SYS_pidfd_send_signal, &[]), errno(Errno::ENOSYS));
         let w = Wanted { group: 1, ..w };
