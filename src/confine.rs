@@ -1,16 +1,23 @@
 //! What the workload gets before exec (section 3), as a recipe: the order matters, each step's outcome is a value.
 //!
-//! Invariant: `apply` runs between fork and exec, so it allocates nothing and never stops half-way: a step that the
-//! kernel refuses is reported, and the next one is taken.
+//! Everything is made and judged in `prepare`. Invariant: `apply` runs between fork and exec, so it allocates nothing
+//! and never stops half-way: a step that the kernel refuses is reported, and the next one is taken.
 
+use crate::kernel::cpu::{self, Share};
+use crate::kernel::landlock::{self, Domain};
 use crate::kernel::limits;
 use crate::kernel::outcome::{Cause, Outcome};
+use crate::kernel::seccomp::{self, Filter};
 use crate::kernel::spawn::{Prepare, REPORT};
-use crate::settings::Settings;
+use crate::settings::{Filesystem, Network, Settings};
 use nix::errno::Errno;
+use nix::sys::signal::SigSet;
+use std::ffi::CString;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
-/// The steps, in order.
+/// The steps, in the order they are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Own session and process group, or the terminal's foreground group.
@@ -29,11 +36,23 @@ pub enum Step {
     ParentDeathSignal,
     /// No privilege through exec.
     NoNewPrivs,
+    /// One CPU is the supervisor's; before the filter, which refuses to take it back.
+    ReservedCpu,
+    /// The working directory, where asked for.
+    Workdir,
+    /// What may be written.
+    Landlock,
+    /// Signals stay inside the workload.
+    SignalScope,
+    /// No call touches the supervisor.
+    SeccompFilter,
+    /// No socket but AF_UNIX, where asked for.
+    NetworkDeny,
 }
 
 impl Step {
     /// Every step, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 14] = [
         Self::ProcessGroup,
         Self::Signals,
         Self::Descriptors,
@@ -42,6 +61,12 @@ impl Step {
         Self::OomScoreAdj,
         Self::ParentDeathSignal,
         Self::NoNewPrivs,
+        Self::ReservedCpu,
+        Self::Workdir,
+        Self::Landlock,
+        Self::SignalScope,
+        Self::SeccompFilter,
+        Self::NetworkDeny,
     ];
 
     /// The name in the record's `enforcement`.
@@ -56,6 +81,12 @@ impl Step {
             Self::OomScoreAdj => "oom_score_adj",
             Self::ParentDeathSignal => "parent_death_signal",
             Self::NoNewPrivs => "no_new_privs",
+            Self::ReservedCpu => "reserved_cpu",
+            Self::Workdir => "workdir",
+            Self::Landlock => "landlock",
+            Self::SignalScope => "signal_scope",
+            Self::SeccompFilter => "seccomp_filter",
+            Self::NetworkDeny => "network_deny",
         }
     }
 
@@ -69,37 +100,130 @@ impl Step {
             Self::OomScoreAdj => "write /proc/self/oom_score_adj",
             Self::ParentDeathSignal => "prctl PR_SET_PDEATHSIG",
             Self::NoNewPrivs => "prctl PR_SET_NO_NEW_PRIVS",
+            Self::ReservedCpu => "sched_setaffinity",
+            Self::Workdir => "chdir",
+            Self::Landlock | Self::SignalScope => "landlock_restrict_self",
+            Self::SeccompFilter | Self::NetworkDeny => "prctl PR_SET_SECCOMP",
         }
     }
 }
 
+/// What `prepare` is told.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The run's settings.
+    pub settings: &'a Settings,
+    /// Whether the supervisor is PID 1.
+    pub pid1: bool,
+    /// The supervisor's pid.
+    pub supervisor: i32,
+    /// Whether the workload becomes the terminal's foreground group instead of a session of its own.
+    pub terminal: bool,
+    /// The audit file, where it is on disk.
+    pub audit_path: Option<&'a Path>,
+    /// The supervisor's own executable.
+    pub binary: Option<&'a Path>,
+    /// The mask in force before the supervisor blocked its signals; restored by `spawn`, not here.
+    pub old_mask: SigSet,
+}
+
 /// What the steps need to know, made before the fork.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Confinement {
     terminal: bool,
     pid1: bool,
     supervisor: i32,
     rlimits: [(libc::__rlimit_resource_t, Option<u64>); 3],
+    oom_sticks: bool,
+    share: Share,
+    workdir: Option<CString>,
+    domain: Domain,
+    filter: Filter,
+    network_deny: bool,
+}
+
+const SYS_ADMIN: u32 = 21;
+const SYS_RESOURCE: u32 = 24;
+
+fn capability(number: u32) -> bool {
+    let status = std::fs::read("/proc/self/status").unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|set| (set >> number) & 1 == 1)
 }
 
 impl Confinement {
     /// Everything that is allocated or looked up is done here.
     #[must_use]
-    pub fn prepare(settings: &Settings, pid1: bool, terminal: bool) -> Self {
+    pub fn prepare(ctx: &Context<'_>) -> Self {
+        let settings = ctx.settings;
+        let confined = settings.filesystem == Filesystem::Confined;
+        let start = settings.workdir.clone().or_else(|| std::env::current_dir().ok());
+        let home = settings.workload_env.iter().find(|(name, _)| name == "HOME").map(|(_, home)| PathBuf::from(home));
+        let mut writable = settings.writable.clone();
+        writable.extend(start.clone());
+        let homes: Vec<PathBuf> = start.into_iter().chain(home).collect();
+        let domain = Domain::build(&landlock::Wanted {
+            audit_dir: ctx.audit_path.and_then(Path::parent),
+            binary: ctx.binary,
+            confined: confined.then_some(writable.as_slice()),
+            homes: &homes,
+            mounts: capability(SYS_ADMIN),
+        });
+        let share = Share::read();
+        let network_deny = settings.network == Network::Deny;
+        let filter = Filter::assemble(&seccomp::Wanted {
+            supervisor: ctx.supervisor,
+            group: nix::unistd::getpgrp().as_raw(),
+            pid1: ctx.pid1,
+            scoped: domain.scopes(),
+            reserved_cpu: matches!(share, Share::Reserved { .. }),
+            network_deny,
+        });
         Self {
-            terminal,
-            pid1,
-            supervisor: nix::unistd::getpid().as_raw(),
+            terminal: ctx.terminal,
+            pid1: ctx.pid1,
+            supervisor: ctx.supervisor,
             rlimits: [
                 (libc::RLIMIT_NPROC, settings.nproc),
                 (libc::RLIMIT_NOFILE, settings.nofile),
                 (libc::RLIMIT_FSIZE, settings.fsize),
             ],
+            // With CAP_SYS_RESOURCE the value becomes the floor too (proc_pid_oom_score_adj(5)).
+            oom_sticks: capability(SYS_RESOURCE) || (confined && domain.files.word() != "unavailable"),
+            share,
+            // A relative one is left to `spawn`: taken twice it would name another directory.
+            workdir: settings
+                .workdir
+                .as_ref()
+                .filter(|dir| dir.is_absolute())
+                .and_then(|dir| CString::new(dir.as_os_str().as_bytes()).ok()),
+            domain,
+            filter,
+            network_deny,
         }
     }
 
-    fn take(&self, step: Step, keep: &[RawFd]) -> Option<Result<(), Errno>> {
-        Some(match step {
+    /// The parent moves to the CPU that the workload keeps off; after spawn.
+    #[must_use]
+    pub fn settle_supervisor(&self) -> Option<Outcome> {
+        match &self.share {
+            Share::Reserved { supervisor, .. } => Some(Outcome::of("sched_setaffinity", cpu::bind(supervisor))),
+            Share::Free | Share::Tight => None,
+        }
+    }
+
+    /// Takes every step, in the forked child. `keep` are descriptors to leave open, at most six, in ascending order.
+    pub fn apply(&self, keep: &[RawFd], report: &mut Report) {
+        for step in Step::ALL {
+            if let Some(outcome) = self.take(step, keep, report) {
+                report.put(step, outcome);
+            }
+        }
+    }
+
+    fn take(&self, step: Step, keep: &[RawFd], report: &Report) -> Option<Outcome> {
+        let result = match step {
             Step::ProcessGroup if self.terminal => {
                 let group = nix::unistd::getpid();
                 nix::unistd::setpgid(group, group).and_then(|()| limits::take_foreground(group.as_raw()))
@@ -109,7 +233,7 @@ impl Confinement {
                 limits::default_dispositions();
                 Ok(())
             }
-            Step::Descriptors => limits::close_others(keep),
+            Step::Descriptors => self.close_others(keep),
             Step::CoreDumps => limits::set(libc::RLIMIT_CORE, 0),
             Step::Rlimits => {
                 if self.rlimits.iter().all(|(_, value)| value.is_none()) {
@@ -117,62 +241,178 @@ impl Confinement {
                 }
                 self.rlimits.iter().filter_map(|(r, v)| v.map(|v| limits::set(*r, v))).fold(Ok(()), Result::and)
             }
-            Step::OomScoreAdj => {
-                // The supervisor is not dumpable and neither is its copy, which closes this file to its owner
-                // (proc(5)); exec resets the flag, and nothing of the workload is there yet to use the instant.
-                let _ = nix::sys::prctl::set_dumpable(true);
-                limits::oom_first()
-            }
-            Step::ParentDeathSignal => {
-                if self.pid1 {
-                    return None;
-                }
-                let set = nix::sys::prctl::set_pdeathsig(Some(nix::sys::signal::Signal::SIGKILL));
-                if set.is_ok() && nix::unistd::getppid().as_raw() != self.supervisor {
-                    // The supervisor died before the call: nobody would ever send the signal.
-                    let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
-                }
-                set
-            }
+            Step::OomScoreAdj => match oom_first() {
+                Ok(()) if !self.oom_sticks => return Some(Outcome::Degraded(Cause::because(LOWERED))),
+                other => other,
+            },
+            Step::ParentDeathSignal if self.pid1 => return None,
+            Step::ParentDeathSignal => self.die_with_supervisor(),
             Step::NoNewPrivs => nix::sys::prctl::set_no_new_privs(),
-        })
+            Step::ReservedCpu => match &self.share {
+                Share::Free => return Some(Outcome::Unavailable(Cause::because(NO_QUOTA))),
+                Share::Reserved { workload, .. } => cpu::bind(workload),
+                Share::Tight => match cpu::lower_priority() {
+                    Ok(()) => return Some(Outcome::Degraded(Cause::because(TIGHT))),
+                    Err(errno) => return Some(Outcome::Unavailable(Cause::refused("setpriority", errno))),
+                },
+            },
+            Step::Workdir => nix::unistd::chdir(self.workdir.as_deref()?),
+            Step::Landlock => match self.domain.enter() {
+                Ok(()) => return Some(self.domain.files),
+                refused => refused,
+            },
+            // Entered with the step before: the same call, the same refusal.
+            Step::SignalScope => match report.errno(Step::Landlock) {
+                Some(errno) => Err(errno),
+                None => return Some(self.domain.scope),
+            },
+            Step::SeccompFilter => self.filter.install(),
+            Step::NetworkDeny if !self.network_deny => return None,
+            Step::NetworkDeny => report.errno(Step::SeccompFilter).map_or(Ok(()), Err),
+        };
+        Some(Outcome::of(step.call(), result))
+    }
+
+    fn close_others(&self, keep: &[RawFd]) -> Result<(), Errno> {
+        let mut all = [-1; 8];
+        let kept = keep.iter().copied().chain(self.domain.fd());
+        all.iter_mut().zip(kept).for_each(|(slot, fd)| *slot = fd);
+        all.sort_unstable();
+        limits::close_others(&all)
+    }
+
+    fn die_with_supervisor(&self) -> Result<(), Errno> {
+        nix::sys::prctl::set_pdeathsig(Some(nix::sys::signal::Signal::SIGKILL))?;
+        if nix::unistd::getppid().as_raw() != self.supervisor {
+            // The supervisor died before the call: nobody would ever send the signal.
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        }
+        Ok(())
     }
 }
 
-const NOT_TAKEN: u8 = 0;
-const DONE: u8 = 1;
-const REFUSED: u8 = 2;
-const SLOT: usize = 5;
+/// The supervisor is not dumpable and neither is its copy, which closes the file to its owner (proc(5)); exec resets the
+/// flag, and nothing of the workload is there yet to use the instant.
+fn oom_first() -> Result<(), Errno> {
+    let _ = nix::sys::prctl::set_dumpable(true);
+    limits::oom_first()
+}
+
+const LOWERED: &str = "the workload may lower it again";
+const NO_QUOTA: &str = "no CPU quota";
+const TIGHT: &str = "the quota spares no CPU: priority lowered";
+
+/// Every reason that can cross the pipe: a number there, these words here.
+const REASONS: [&str; 28] = [
+    "unknown reason",
+    LOWERED,
+    NO_QUOTA,
+    TIGHT,
+    "setsid",
+    "sigaction",
+    "close_range",
+    "setrlimit RLIMIT_CORE",
+    "setrlimit",
+    "write /proc/self/oom_score_adj",
+    "prctl PR_SET_PDEATHSIG",
+    "prctl PR_SET_NO_NEW_PRIVS",
+    "sched_setaffinity",
+    "setpriority",
+    "chdir",
+    "landlock_restrict_self",
+    "prctl PR_SET_SECCOMP",
+    "landlock_create_ruleset",
+    "Landlock ABI below 6",
+    "the Landlock ruleset was refused",
+    "Landlock ABI below 3 does not refuse truncation",
+    "too many entries beside the audit directory",
+    "the audit file is in a writable directory",
+    "the supervisor's file stays writable to this UID",
+    "nothing on disk to protect",
+    "file rules would forbid mounting to CAP_SYS_ADMIN",
+    "Landlock ABI 1 would forbid renames across directories",
+    "the audit file is where programs create files",
+];
+
+const SLOT: usize = 6;
+
+/// What became of the steps, as bytes for the pipe: for each step its state, an errno and the reason's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    bytes: [u8; Step::ALL.len() * SLOT],
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self { bytes: [0; Step::ALL.len() * SLOT] }
+    }
+}
+
+impl Report {
+    /// Its bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// From the first bytes of `bytes`; a short read leaves the last steps out.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let mut report = Self::default();
+        report.bytes.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        report
+    }
+
+    /// The outcomes of the steps taken, in order.
+    #[must_use]
+    pub fn outcomes(&self) -> Vec<(&'static str, Outcome)> {
+        Step::ALL.into_iter().filter_map(|step| Some((step.name(), self.get(step)?))).collect()
+    }
+
+    fn put(&mut self, step: Step, outcome: Outcome) {
+        let state = match outcome {
+            Outcome::Enforced => 1,
+            Outcome::Degraded(_) => 2,
+            Outcome::Unavailable(_) => 3,
+        };
+        let cause = outcome.cause();
+        let [a, b, c, d] = cause.and_then(|c| c.errno).map_or(0, |e| e as i32).to_ne_bytes();
+        let what = cause.and_then(|c| REASONS.iter().position(|r| *r == c.what)).unwrap_or(0);
+        let what = u8::try_from(what).unwrap_or(0);
+        if let Some(slot) = self.bytes.chunks_exact_mut(SLOT).nth(step as usize) {
+            slot.copy_from_slice(&[state, a, b, c, d, what]);
+        }
+    }
+
+    fn get(&self, step: Step) -> Option<Outcome> {
+        let &[state, a, b, c, d, what] = self.bytes.chunks_exact(SLOT).nth(step as usize)? else { return None };
+        let errno = i32::from_ne_bytes([a, b, c, d]);
+        let errno = (errno != 0).then(|| Errno::from_raw(errno));
+        let what = REASONS.get(usize::from(what)).copied().unwrap_or("unknown reason");
+        match state {
+            1 => Some(Outcome::Enforced),
+            2 => Some(Outcome::Degraded(Cause { errno, what })),
+            3 => Some(Outcome::Unavailable(Cause { errno, what })),
+            _ => None,
+        }
+    }
+
+    /// The errno with which the step's call was refused in the child.
+    fn errno(&self, step: Step) -> Option<Errno> {
+        self.get(step)?.cause().filter(|cause| cause.what == step.call())?.errno
+    }
+}
 
 impl Prepare for Confinement {
     fn apply(&self, keep: &[RawFd], report: &mut [u8; REPORT]) {
-        for (step, slot) in Step::ALL.into_iter().zip(report.chunks_exact_mut(SLOT)) {
-            let (state, errno) = match self.take(step, keep) {
-                None => (NOT_TAKEN, 0),
-                Some(Ok(())) => (DONE, 0),
-                Some(Err(errno)) => (REFUSED, errno as i32),
-            };
-            if let Some((first, rest)) = slot.split_first_mut() {
-                *first = state;
-                rest.copy_from_slice(&errno.to_ne_bytes());
-            }
-        }
+        let mut own = Report::default();
+        Self::apply(self, keep, &mut own);
+        report.iter_mut().zip(own.as_bytes()).for_each(|(to, from)| *to = *from);
     }
 }
 
 /// The steps' outcomes from the child's report; steps that do not apply here are left out.
 #[must_use]
 pub fn outcomes(report: &[u8]) -> Vec<(&'static str, Outcome)> {
-    Step::ALL
-        .into_iter()
-        .zip(report.chunks_exact(SLOT))
-        .filter_map(|(step, slot)| match *slot {
-            [DONE, ..] => Some((step.name(), Outcome::Enforced)),
-            [REFUSED, a, b, c, d] => {
-                let errno = Errno::from_raw(i32::from_ne_bytes([a, b, c, d]));
-                Some((step.name(), Outcome::Unavailable(Cause::refused(step.call(), errno))))
-            }
-            _ => None,
-        })
-        .collect()
+    Report::from_bytes(report).outcomes()
 }

@@ -22,7 +22,7 @@ pub mod verbs;
 use audit::log::{Config, DEFAULT_FILE, Log};
 use audit::record::Body;
 use kernel::kill::Everything;
-use kernel::outcome::{Cause, Outcome};
+use kernel::outcome::Outcome;
 use kernel::{clock, limits, signals, spawn};
 use machine::plan::Limits;
 use machine::status::LaunchFailure;
@@ -30,7 +30,7 @@ use machine::step::{Event, Machine};
 use machine::types::Instant;
 use nix::sys::signal::Signal;
 use settings::cli::printable;
-use settings::{AuditFile, Filesystem, LogFormat, Network, Settings};
+use settings::{AuditFile, LogFormat, Settings};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -99,7 +99,16 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
     };
     let targets = scrub::targets::resolve(&settings.scrub, pid1, private);
     let terminal = limits::owns_terminal();
-    let confinement = confine::Confinement::prepare(&settings, pid1, terminal);
+    let binary = std::env::current_exe().ok();
+    let confinement = confine::Confinement::prepare(&confine::Context {
+        settings: &settings,
+        pid1,
+        supervisor: nix::unistd::getpid().as_raw(),
+        terminal,
+        audit_path: log.audit_path(),
+        binary: binary.as_deref(),
+        old_mask: signals::old_mask(),
+    });
     let command = spawn::Command::new(&settings.command, &settings.workload_env, settings.workdir.as_deref());
 
     let word = settings.command.first().map(|w| printable(w)).unwrap_or_default();
@@ -111,9 +120,6 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
     let baseline = supervise::counters(pid1, &everything);
     let mut facts = seal::Facts::new(&settings, executable, baseline);
     facts.enforced("supervisor_not_dumpable", dumpable);
-    for (name, outcome) in not_in_this_version(&settings) {
-        facts.enforced(name, outcome);
-    }
     if let Some(line) = private_error {
         facts.error(line);
     }
@@ -157,6 +163,9 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
             if terminal {
                 spawn::set_group(child.pid);
             }
+            if let Some(outcome) = confinement.settle_supervisor() {
+                supervisor.facts.enforced("supervisor_cpu", outcome);
+            }
             supervisor.facts.spawned(child.pid, begun);
             supervisor.child = Some(child);
             None
@@ -181,19 +190,6 @@ fn refuse_what_is_not_there(settings: &Settings) -> Result<(), String> {
         return Err("--output-limit is not in this version".into());
     }
     Ok(())
-}
-
-/// Protections of the specification that this version does not have yet; the record says so.
-fn not_in_this_version(settings: &Settings) -> Vec<(&'static str, Outcome)> {
-    let missing = || Outcome::Unavailable(Cause::because("not in this version"));
-    let mut list = vec![("landlock", missing()), ("seccomp_filter", missing()), ("reserved_cpu", missing())];
-    if settings.network == Network::Deny {
-        list.push(("network_deny", missing()));
-    }
-    if settings.filesystem == Filesystem::Confined {
-        list.push(("filesystem_confined", missing()));
-    }
-    list
 }
 
 /// The workload's own TMPDIR, below the one it would have had.

@@ -4,14 +4,17 @@
 
 pub mod clock;
 pub mod counters;
+pub mod cpu;
 pub mod files;
 pub mod kill;
+pub mod landlock;
 pub mod limits;
 pub mod nowait;
 pub mod outcome;
 pub mod proc;
 pub mod random;
 pub mod reap;
+pub mod seccomp;
 pub mod signals;
 pub mod spawn;
 

@@ -234,18 +234,16 @@ fn commands_that_cannot_be_run() {
 
 #[test]
 fn the_workload_cannot_stop_the_supervisor_by_signal() {
-    let ran = run(&mut shell(&[], "kill -TERM $PPID; kill -INT $PPID; sleep 0.3; exit 7"));
+    // Two single shots, then more than would count as a flood. The filter refuses each; where the kernel has no filter,
+    // they are recorded, ignored, and a violation past the threshold.
+    let script = "kill -TERM $PPID && exit 1; kill -INT $PPID && exit 2; i=0; while [ $i -lt 500 ]; do kill -TERM $PPID 2>/dev/null; i=$((i+1)); done; exit 7";
+    // Control: a plain parent dies of the same attack.
+    let control = Command::new("sh").args(["-c", "sh -c 'kill -TERM $PPID; sleep 5'; exit 0"]).status().unwrap();
+    assert!(!control.success(), "the attack has to work where nothing stops it");
+    let ran = run(&mut shell(&[], script));
     let seal = ran.expect(7, "nonzero_exit");
-    assert_eq!(seal["spoofed_signals"], 2, "{ran:#?}");
-    assert_eq!(ran.records.iter().filter(|r| r["event"] == "spoofed_signal").count(), 2);
-    // Control: the same signal from outside does stop it (the_stop_signals_and_their_exit_statuses).
-}
-
-#[test]
-fn a_flood_of_spoofed_signals_is_a_violation() {
-    let ran = run(&mut shell(&[], "while :; do kill -TERM $PPID; done"));
-    let seal = ran.expect(121, "violation");
-    assert_eq!(seal["detections"][0]["rule"], "signal_flood");
+    assert_eq!(seal["enforcement"]["seccomp_filter"], "enforced", "{ran:#?}");
+    assert_eq!(seal["spoofed_signals"], 0, "{ran:#?}");
 }
 
 #[test]

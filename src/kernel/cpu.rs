@@ -1,0 +1,162 @@
+//! The CPU quota in force, and the CPU that is kept free for the supervisor under it.
+//!
+//! Everything is read before the fork. Invariant: without a quota nothing is changed.
+
+use nix::errno::Errno;
+use std::path::{Path, PathBuf};
+
+/// What the quota calls for.
+// There is one value in a run: its size does not matter.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug, Clone, Copy)]
+pub enum Share {
+    /// No quota: nothing to do.
+    Free,
+    /// The quota is at least one CPU smaller than the allowed set: the workload keeps off the reserved one.
+    Reserved {
+        /// What the workload may use.
+        workload: libc::cpu_set_t,
+        /// What the supervisor moves to.
+        supervisor: libc::cpu_set_t,
+    },
+    /// The quota leaves no CPU to spare: the workload's priority is lowered.
+    Tight,
+}
+
+impl Share {
+    /// Reads the quota and the allowed CPUs.
+    #[must_use]
+    pub fn read() -> Self {
+        quota().map_or(Self::Free, |quota| allowed().map_or(Self::Tight, |set| Self::decide(quota, &set)))
+    }
+
+    fn decide(quota_milli: u64, set: &libc::cpu_set_t) -> Self {
+        let size = usize::try_from(libc::CPU_SETSIZE).unwrap_or(0);
+        // SAFETY: CPU_ISSET only reads the set, and every index is below CPU_SETSIZE.
+        let cpus = (0..size).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, set) });
+        let (count, last) = cpus.fold((0u64, 0), |(n, _), cpu| (n + 1, cpu));
+        if count < 2 || quota_milli.saturating_add(1000) > count * 1000 {
+            return Self::Tight;
+        }
+        let mut workload = *set;
+        // SAFETY: cpu_set_t is a plain bit array, for which all zeros is the empty set.
+        let mut supervisor: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: `last` is below CPU_SETSIZE, found above.
+        unsafe {
+            libc::CPU_CLR(last, &mut workload);
+            libc::CPU_SET(last, &mut supervisor);
+        }
+        Self::Reserved { workload, supervisor }
+    }
+}
+
+/// Binds this process to `set` (sched_setaffinity(2)); async-signal-safe.
+///
+/// # Errors
+/// The errno of `sched_setaffinity(2)`.
+pub fn bind(set: &libc::cpu_set_t) -> Result<(), Errno> {
+    // SAFETY: reads one cpu_set_t of the size given.
+    Errno::result(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set) }).map(drop)
+}
+
+/// Lowers this process's priority (setpriority(2)); async-signal-safe.
+///
+/// # Errors
+/// The errno of `setpriority(2)`.
+pub fn lower_priority() -> Result<(), Errno> {
+    // SAFETY: takes three integers; `who` 0 is the caller.
+    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) }).map(drop)
+}
+
+fn allowed() -> Option<libc::cpu_set_t> {
+    // SAFETY: cpu_set_t is a plain bit array, for which all zeros is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: writes at most one cpu_set_t of the size given.
+    let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) };
+    (result == 0).then_some(set)
+}
+
+/// The tightest quota along the visible path, in thousandths of a CPU (cgroups(7)).
+fn quota() -> Option<u64> {
+    let own = std::fs::read("/proc/self/cgroup").ok()?;
+    let own = String::from_utf8_lossy(&own);
+    tightest(&own, Path::new("/sys/fs/cgroup"))
+}
+
+fn tightest(own: &str, mount: &Path) -> Option<u64> {
+    let mut found = None::<u64>;
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let roots: Vec<PathBuf> = if controllers.is_empty() {
+            vec![mount.to_path_buf()]
+        } else if controllers.split(',').any(|c| c == "cpu") {
+            vec![mount.join(controllers), mount.join("cpu")]
+        } else {
+            continue;
+        };
+        for root in roots {
+            // A path that is not visible here (no cgroup namespace) simply gives no files until the mount's root.
+            for dir in Path::new(path.trim_start_matches('/')).ancestors() {
+                let here = limit_of(&root.join(dir));
+                found = found.into_iter().chain(here).min();
+            }
+        }
+    }
+    found
+}
+
+fn limit_of(dir: &Path) -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
+    let (quota, period) = match read("cpu.max") {
+        Some(line) => {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            (words.next()?, words.next()?)
+        }
+        None => (read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?),
+    };
+    // "max" (v2) and "-1" (v1) are no quota.
+    let quota: u64 = quota.trim().parse().ok()?;
+    quota.checked_mul(1000)?.checked_div(period.trim().parse().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(cpus: &[usize]) -> libc::cpu_set_t {
+        // SAFETY: all zeros is the empty set; the indices are small.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            cpus.iter().for_each(|&cpu| libc::CPU_SET(cpu, &mut set));
+            set
+        }
+    }
+
+    #[test]
+    fn one_cpu_is_kept_where_the_quota_leaves_one() {
+        let Share::Reserved { workload, supervisor } = Share::decide(1000, &set(&[1, 5])) else {
+            panic!("not reserved")
+        };
+        assert!(workload == set(&[1]) && supervisor == set(&[5]));
+        assert!(matches!(Share::decide(1001, &set(&[1, 5])), Share::Tight));
+        assert!(matches!(Share::decide(200, &set(&[3])), Share::Tight));
+    }
+
+    #[test]
+    fn the_tightest_quota_along_the_path_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b");
+        std::fs::create_dir_all(&deep).unwrap();
+        assert_eq!(tightest("0::/a/b\n", dir.path()), None);
+        std::fs::write(deep.join("cpu.max"), "max 100000\n").unwrap();
+        assert_eq!(tightest("0::/a/b\n", dir.path()), None);
+        std::fs::write(dir.path().join("a/cpu.max"), "50000 100000\n").unwrap();
+        assert_eq!(tightest("0::/a/b\n", dir.path()), Some(500));
+        let v1 = dir.path().join("cpu,cpuacct");
+        std::fs::create_dir_all(&v1).unwrap();
+        std::fs::write(v1.join("cpu.cfs_quota_us"), "20000\n").unwrap();
+        std::fs::write(v1.join("cpu.cfs_period_us"), "100000\n").unwrap();
+        assert_eq!(tightest("3:cpu,cpuacct:/docker/x\n0::/a/b\n", dir.path()), Some(200));
+    }
+}

@@ -1,0 +1,217 @@
+//! The Landlock domain of the workload: built before fork, entered in the child with one call.
+//!
+//! Only writing is handled, so reading and executing are untouched. `guard` grants everything but the protected
+//! directory by granting its siblings along the path. Its known cost: an entry that did not exist at the start cannot be
+//! made directly in an ancestor of that directory. Where such an ancestor is one that programs create files in (the
+//! temporary directories, the working directory, HOME), and for a holder of CAP_SYS_ADMIN (a domain with file rules
+//! forbids mount(2)), `guard` scopes signals only and says so. /proc stays writable: too many programs write
+//! below /proc/self. Invariant: nothing below a protected directory is ever granted by `guard`.
+
+use super::outcome::{Cause, Outcome};
+use landlock::{
+    ABI, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, Scope,
+};
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+/// The most siblings that are granted; beyond it the start would take too long.
+const MOST: usize = 4096;
+const SHARED: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
+const DEVICES: [&str; 7] =
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx"];
+
+/// What the domain is made from.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// The directory that holds the audit file, where it is on disk.
+    pub audit_dir: Option<&'a Path>,
+    /// The supervisor's own executable.
+    pub binary: Option<&'a Path>,
+    /// `Some`: `confined`, with these further writable paths; `None`: `guard`.
+    pub confined: Option<&'a [PathBuf]>,
+    /// Directories the workload starts in or lives in: ones it creates entries in.
+    pub homes: &'a [PathBuf],
+    /// Whether the workload may mount (CAP_SYS_ADMIN).
+    pub mounts: bool,
+}
+
+/// The domain, with what holds once it is entered.
+#[derive(Debug)]
+pub struct Domain {
+    fd: Option<OwnedFd>,
+    /// What becomes of the file rules.
+    pub files: Outcome,
+    /// What becomes of the signal scope.
+    pub scope: Outcome,
+}
+
+/// The ABI the kernel offers (landlock_create_ruleset(2)).
+///
+/// # Errors
+/// ENOSYS or EOPNOTSUPP where there is none.
+pub fn abi() -> Result<i64, Errno> {
+    // SAFETY: with LANDLOCK_CREATE_RULESET_VERSION (1) the call takes a null pointer and size 0.
+    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, 1u32) };
+    Errno::result(abi)
+}
+
+impl Domain {
+    /// Builds it.
+    #[must_use]
+    pub fn build(wanted: &Wanted<'_>) -> Self {
+        let abi = match abi() {
+            Ok(abi) => abi,
+            Err(errno) => {
+                let none = Outcome::Unavailable(Cause::refused("landlock_create_ruleset", errno));
+                return Self { fd: None, files: none, scope: none };
+            }
+        };
+        let scope =
+            if abi >= 6 { Outcome::Enforced } else { Outcome::Unavailable(Cause::because("Landlock ABI below 6")) };
+        let (grants, files) = grants(wanted, abi);
+        match ruleset(grants.as_deref(), abi >= 6) {
+            Some(fd) => Self { fd: Some(fd), files, scope },
+            None if grants.is_none() && abi < 6 => Self { fd: None, files, scope },
+            None => {
+                let none = Outcome::Unavailable(Cause::because("the Landlock ruleset was refused"));
+                Self { fd: None, files: none, scope: none }
+            }
+        }
+    }
+
+    /// The ruleset's descriptor, to be kept until `enter`.
+    #[must_use]
+    pub fn fd(&self) -> Option<RawFd> {
+        self.fd.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Whether signals will be scoped.
+    #[must_use]
+    pub fn scopes(&self) -> bool {
+        self.fd.is_some() && self.scope == Outcome::Enforced
+    }
+
+    /// Enters it (landlock_restrict_self(2)); async-signal-safe, needs `no_new_privs`.
+    ///
+    /// # Errors
+    /// The errno of `landlock_restrict_self(2)`.
+    pub fn enter(&self) -> Result<(), Errno> {
+        let Some(fd) = self.fd() else { return Ok(()) };
+        // SAFETY: takes a descriptor, which `self` owns, and flags.
+        Errno::result(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, fd, 0u32) }).map(drop)
+    }
+}
+
+/// The paths that stay writable; `None`: no file rules.
+fn grants(wanted: &Wanted<'_>, abi: i64) -> (Option<Vec<PathBuf>>, Outcome) {
+    let unavailable = |why| (None, Outcome::Unavailable(Cause::because(why)));
+    let audit = wanted.audit_dir.and_then(|dir| dir.canonicalize().ok());
+    // Without REFER (ABI 2) a domain forbids every rename across directories; without TRUNCATE (ABI 3) it misses one way.
+    let whole = if abi >= 3 {
+        Outcome::Enforced
+    } else {
+        Outcome::Degraded(Cause::because("Landlock ABI below 3 does not refuse truncation"))
+    };
+    if let Some(more) = wanted.confined {
+        let mut out: Vec<PathBuf> = DEVICES.iter().chain(&SHARED).map(PathBuf::from).collect();
+        out.push("/dev/pts".into());
+        let mut outcome = whole;
+        for root in more {
+            let Ok(root) = root.canonicalize() else { continue };
+            match &audit {
+                Some(dir) if dir.starts_with(&root) && *dir != root => {
+                    if siblings(&root, dir, &mut out).is_none() {
+                        return unavailable("too many entries beside the audit directory");
+                    }
+                }
+                Some(dir) if *dir == root => {
+                    outcome = Outcome::Degraded(Cause::because("the audit file is in a writable directory"));
+                    out.push(root);
+                }
+                _ => out.push(root),
+            }
+        }
+        if audit.is_some_and(|dir| SHARED.iter().any(|s| dir.starts_with(s))) {
+            outcome = Outcome::Degraded(Cause::because("the audit file is in a writable directory"));
+        }
+        return (Some(out), outcome);
+    }
+    let replaceable = wanted.binary.and_then(|b| b.canonicalize().ok()).is_some_and(|binary| {
+        // Where any directory above it is writable it can be replaced, and taking those directories would break programs.
+        binary.ancestors().any(|path| access(path, AccessFlags::W_OK).is_ok())
+    });
+    let Some(audit) = audit else {
+        return unavailable(if replaceable {
+            "the supervisor's file stays writable to this UID"
+        } else {
+            "nothing on disk to protect"
+        });
+    };
+    if wanted.mounts {
+        return unavailable("file rules would forbid mounting to CAP_SYS_ADMIN");
+    }
+    if abi < 2 {
+        return unavailable("Landlock ABI 1 would forbid renames across directories");
+    }
+    let busy = |dir: &Path| audit.starts_with(dir) && dir != Path::new("/");
+    let homes = wanted.homes.iter().filter_map(|home| home.canonicalize().ok());
+    if audit == Path::new("/") || SHARED.iter().map(PathBuf::from).chain(homes).any(|dir| busy(&dir)) {
+        return unavailable("the audit file is where programs create files");
+    }
+    let mut out = Vec::new();
+    if siblings(Path::new("/"), &audit, &mut out).is_none() {
+        return unavailable("too many entries beside the audit directory");
+    }
+    let outcome = match whole {
+        Outcome::Enforced if replaceable => {
+            Outcome::Degraded(Cause::because("the supervisor's file stays writable to this UID"))
+        }
+        other => other,
+    };
+    (Some(out), outcome)
+}
+
+/// Every entry along the way from `root` down to `dir` that is not on the way. Links are left out: what they name is
+/// granted, or not, where it is.
+fn siblings(root: &Path, dir: &Path, out: &mut Vec<PathBuf>) -> Option<()> {
+    for inner in dir.ancestors().take_while(|path| *path != root) {
+        let parent = inner.parent()?;
+        // A directory that cannot be listed grants nothing, which is on the safe side.
+        for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path != inner && entry.file_type().is_ok_and(|kind| !kind.is_symlink()) {
+                out.push(path);
+            }
+            if out.len() > MOST {
+                return None;
+            }
+        }
+    }
+    Some(())
+}
+
+fn ruleset(grants: Option<&[PathBuf]>, scope: bool) -> Option<OwnedFd> {
+    let write = AccessFs::from_write(ABI::V3);
+    let to_file: BitFlags<AccessFs> = AccessFs::WriteFile | AccessFs::Truncate;
+    let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
+    if grants.is_some() {
+        ruleset = ruleset.handle_access(write).ok()?;
+    }
+    if scope {
+        ruleset = ruleset.scope(Scope::Signal).ok()?;
+    }
+    if grants.is_none() && !scope {
+        return None;
+    }
+    let mut created: RulesetCreated = ruleset.create().ok()?;
+    for path in grants.unwrap_or_default() {
+        // What went away since, or may not be opened, needs no grant.
+        let Ok(fd) = PathFd::new(path) else { continue };
+        let allowed = if path.is_dir() { write } else { to_file };
+        created = created.add_rule(PathBeneath::new(fd, allowed)).ok()?;
+    }
+    created.into()
+}
