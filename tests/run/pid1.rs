@@ -148,3 +148,24 @@ fn a_full_disk_does_not_suppress_the_seal() {
     let records = records(&text);
     assert_eq!(records.last().unwrap()["event"], "evaluation_terminated", "{text}");
 }
+
+#[test]
+fn the_supervisors_limits_and_its_record_are_out_of_reach() {
+    if !has("root") {
+        return;
+    }
+    let dir = log_dir();
+    // Controls inside the same run: the tools work on the workload's own process and files.
+    let script = "sleep 600 & prlimit --pid $! --fsize=0:0 || exit 1; echo x > /tmp/file || exit 2; \
+        prlimit --pid 1 --fsize=0:0 2>/dev/null && exit 3; prlimit --pid 1 --cpu=1:1 2>/dev/null && exit 4; \
+        renice -n 19 -p 1 2>/dev/null && exit 5; taskset -pc 0 1 2>/dev/null && exit 6; \
+        (echo forged >> /var/log/security-audit.json) 2>/dev/null && exit 8; \
+        rm -f /var/log/security-audit.json 2>/dev/null && exit 9; cat /proc/1/environ 2>/dev/null && exit 10; exit 7";
+    let ran = run(&mut pid1(dir.path(), true, &["--soft", "200ms", "--", "sh", "-c", script]));
+    assert_eq!(ran.code(), Some(7), "{ran:#?}");
+    let records = records(&audit(&dir));
+    let seal = records.last().unwrap();
+    for name in ["seccomp_filter", "landlock", "signal_scope", "supervisor_not_dumpable", "audit_file"] {
+        assert_eq!(seal["enforcement"][name], "enforced", "{name}: {seal:#}");
+    }
+}
