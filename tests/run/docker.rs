@@ -120,3 +120,16 @@ fn the_scratch_image_needs_nothing() {
     let out = docker(&["run", "--rm", "--init", "gracekeeper-evaluation", "sh", "-c", "exit 5"]);
     assert_eq!(out.status.code(), Some(5), "not as PID 1 under docker --init: {}", text(&out.stderr));
 }
+
+#[test]
+fn an_operator_inside_the_container_can_stop_it() {
+    let Some(image) = image() else { return };
+    let started = docker(&["run", "-d", "--read-only", "--network=none", image, "sleep", "600"]);
+    let id = text(&started.stdout).trim().to_owned();
+    until("it has started", || text(&docker(&["logs", &id]).stderr).contains("evaluation_started"));
+    docker(&["exec", &id, "kill", "-TERM", "1"]);
+    let code = text(&docker(&["wait", &id]).stdout);
+    let logs = text(&docker(&["logs", &id]).stderr);
+    docker(&["rm", "-f", &id]);
+    assert_eq!(code.trim(), "143", "{logs}");
+}

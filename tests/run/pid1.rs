@@ -169,3 +169,36 @@ fn the_supervisors_limits_and_its_record_are_out_of_reach() {
         assert_eq!(seal["enforcement"][name], "enforced", "{name}: {seal:#}");
     }
 }
+
+#[test]
+fn a_stop_at_any_instant_after_the_first_is_never_lost() {
+    if !has("root") {
+        return;
+    }
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64 ^ u64::from(std::process::id());
+    println!("seed {seed:#x}");
+    for _ in 0..40 {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        let dir = log_dir();
+        let began = Instant::now();
+        let child = pid1(dir.path(), true, &["--grace", "20s", "--soft", "15s", "--hard", "15s", "--", "sleep", "600"])
+            .spawn()
+            .unwrap();
+        let mut inner = None;
+        until("the shell has become gracekeeper", || {
+            let pid = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
+            inner = pid.trim().parse::<i32>().ok();
+            let exe = std::fs::read_link(format!("/proc/{}/exe", pid.trim()));
+            exe.is_ok_and(|exe| exe.ends_with("gracekeeper"))
+        });
+        // From 1 ms: between the kernel's exec and our first instruction a signal to PID 1 is dropped, whoever it is.
+        std::thread::sleep(Duration::from_micros(1000 + seed % 60_000));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(inner.unwrap()), nix::sys::signal::Signal::SIGTERM).unwrap();
+        let ran = finish(child, began);
+        assert_eq!(ran.code(), Some(143), "{ran:#?}");
+        assert!(ran.took < Duration::from_secs(12), "{ran:#?}");
+        assert_eq!(records(&audit(&dir)).last().unwrap()["status"], "terminated");
+    }
+}
