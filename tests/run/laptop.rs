@@ -108,19 +108,23 @@ fn a_second_interrupt_kills_at_once() {
 #[test]
 fn a_stop_during_a_timeouts_ladder_only_shortens() {
     let began = Instant::now();
-    let child = shell(
-        &["--timeout", "200ms", "--soft", "40s", "--hard", "50s", "--grace", "1s"],
-        "trap '' TERM; sleep 600 & wait; sleep 600",
-    )
-    .spawn()
-    .unwrap();
-    // The ladder is on once the trigger has passed; a stop before it would be its own trigger.
-    std::thread::sleep(Duration::from_millis(800));
+    let dir = tempfile::tempdir().unwrap();
+    let audit = dir.path().join("audit.json");
+    let read = || std::fs::read_to_string(&audit).unwrap_or_default();
+    let child = gracekeeper()
+        .args(["--timeout", "200ms", "--soft", "40s", "--hard", "50s", "--grace", "1s", "--audit-file"])
+        .arg(&audit)
+        .args(["--", "sh", "-c", "trap '' TERM; sleep 600 & wait; sleep 600"])
+        .spawn()
+        .unwrap();
+    until("the timeout's ladder is on", || read().contains("termination_requested"));
     signal(child.id(), "TERM");
     let ran = finish(child, began);
-    ran.expect(124, "timeout");
+    assert_eq!(ran.code(), Some(124), "{ran:#?}");
     assert!(ran.took < Duration::from_secs(20), "{ran:#?}");
-    assert!(ran.records.iter().any(|r| r["event"] == "termination_requested" && r["replanned"] == true), "{ran:#?}");
+    let records = records(&read());
+    assert!(records.iter().any(|r| r["event"] == "termination_requested" && r["replanned"] == true), "{records:#?}");
+    assert_eq!(records.last().unwrap()["status"], "timeout");
 }
 
 #[test]
