@@ -31,6 +31,10 @@ pub enum Source {
 #[must_use]
 pub fn resolve(named: &[PathBuf], pid1: bool, private: Option<(PathBuf, OwnedFd)>) -> Vec<Target> {
     let mut targets = Vec::new();
+    // First, so that a budget used up elsewhere does not leave the run's own directory on somebody's machine.
+    if let Some((path, fd)) = private {
+        targets.push(Target { path, source: Source::Private(fd) });
+    }
     // Without symlinks from here on: a part that the workload makes into one is refused at the scrub.
     let named: Vec<PathBuf> = named.iter().map(|p| std::fs::canonicalize(p).unwrap_or_else(|_| p.clone())).collect();
     if pid1 {
@@ -48,9 +52,6 @@ pub fn resolve(named: &[PathBuf], pid1: bool, private: Option<(PathBuf, OwnedFd)
         }
     }
     targets.extend(named.into_iter().map(|path| Target { path, source: Source::Path }));
-    if let Some((path, fd)) = private {
-        targets.push(Target { path, source: Source::Private(fd) });
-    }
     targets
 }
 

@@ -202,3 +202,26 @@ fn a_stop_at_any_instant_after_the_first_is_never_lost() {
         assert_eq!(records(&audit(&dir)).last().unwrap()["status"], "terminated");
     }
 }
+
+#[test]
+fn a_mount_below_is_never_crossed() {
+    if !has("root") {
+        return;
+    }
+    let dir = log_dir();
+    let victim = dir.path().join("victim");
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::write(victim.join("file"), "precious").unwrap();
+    let script =
+        "mkdir -p /tmp/a/m && echo secret > /tmp/a/f && mount --bind /var/log/victim /tmp/a/m && ls /tmp/a/m && exit 7";
+    let ran = run(&mut pid1(dir.path(), false, &["--", "sh", "-c", script]));
+    assert_eq!((ran.code(), ran.stdout.as_str()), (Some(7), "file\n"), "the mount has to be there: {ran:#?}");
+    assert_eq!(std::fs::read_to_string(victim.join("file")).unwrap(), "precious");
+    let records = records(&audit(&dir));
+    let tmp = &records.last().unwrap()["cleanup"]["paths"][0];
+    assert_eq!(
+        (&tmp["path"], &tmp["status"], &tmp["entries_removed"]),
+        (&"/tmp".into(), &"failed".into(), &1.into()),
+        "{tmp}"
+    );
+}
