@@ -289,7 +289,8 @@ impl Supervisor {
     /// Job control: a command stopped from its terminal stops us too, so that the shell that started us gets its prompt.
     fn stopped(&self, pid: i32, signal: i32) {
         let ours = self.child.as_ref().is_some_and(|c| c.pid == pid);
-        if !ours || !self.terminal || self.machine.state() != State::Running {
+        // Also before the handshake is read: the exec may be over, and its program stopped, before we look.
+        if !ours || !self.terminal || self.machine.trigger().is_some() {
             return;
         }
         let group = Pid::from_raw(-pid);
