@@ -8,4 +8,3 @@ mod pid1;
 #[path = "../support/schema.rs"]
 mod schema;
 mod support;
-mod terminal;
