@@ -8,3 +8,4 @@ mod pid1;
 #[path = "../support/schema.rs"]
 mod schema;
 mod support;
+mod terminal;
