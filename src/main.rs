@@ -24,7 +24,11 @@ fn main() -> ExitCode {
 fn dispatch() -> Result<u8, String> {
     let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
     let usage = |e: UsageError| e.to_string();
-    match parse(&argv).map_err(usage)? {
+    let invocation = parse(&argv).map_err(usage)?;
+    if !matches!(invocation, Invocation::Run(_)) {
+        kernel::signals::unblock();
+    }
+    match invocation {
         Invocation::Run(raw) => {
             let env: Vec<_> = std::env::vars_os().collect();
             let hostname = kernel::proc::hostname();

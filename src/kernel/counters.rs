@@ -11,7 +11,7 @@ pub struct Counters {
     pub last_pid: Option<u64>,
     /// Bytes sent on interfaces other than loopback.
     pub bytes_sent: Option<u64>,
-    /// TCP connections opened plus UDP datagrams sent, IPv4 and IPv6.
+    /// TCP connections opened plus UDP datagrams sent, IPv4 and IPv6. The kernel counts loopback's too; see `since`.
     pub network_attempts: Option<u64>,
 }
 
@@ -34,13 +34,22 @@ impl Counters {
     }
 
     /// What was counted since `earlier`. A counter that ran backwards (wrapped, or another namespace's) is `None`.
+    ///
+    /// `/proc/net/snmp` has no count by interface, so attempts count only where something left by an interface other than
+    /// loopback (a connection attempt sends at least its SYN): a test suite that talks to 127.0.0.1 attempts nothing.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let delta = |a: Option<u64>, b: Option<u64>| a?.checked_sub(b?);
+        let bytes_sent = delta(self.bytes_sent, earlier.bytes_sent);
+        let attempts = delta(self.network_attempts, earlier.network_attempts);
         Self {
             last_pid: delta(self.last_pid, earlier.last_pid),
-            bytes_sent: delta(self.bytes_sent, earlier.bytes_sent),
-            network_attempts: delta(self.network_attempts, earlier.network_attempts),
+            bytes_sent,
+            network_attempts: match bytes_sent {
+                Some(0) => attempts.map(|_| 0),
+                Some(_) => attempts,
+                None => None,
+            },
         }
     }
 }
@@ -85,6 +94,11 @@ mod tests {
             Counters { last_pid: Some(9), ..Counters::default() },
             Counters { last_pid: Some(5), ..Counters::default() },
         );
+        let net = |bytes, attempts| Counters { last_pid: None, bytes_sent: bytes, network_attempts: attempts };
+        let zero = net(Some(10), Some(5));
+        assert_eq!(net(Some(10), Some(9)).since(&zero).network_attempts, Some(0), "loopback only");
+        assert_eq!(net(Some(11), Some(9)).since(&zero).network_attempts, Some(4));
+        assert_eq!(net(None, Some(9)).since(&zero).network_attempts, None, "cannot be attributed");
         assert_eq!((a.since(&b).last_pid, b.since(&a).last_pid), (Some(4), None));
     }
 }

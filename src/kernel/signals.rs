@@ -33,6 +33,12 @@ pub fn old_mask() -> SigSet {
     OLD_MASK.get().copied().unwrap_or_else(SigSet::empty)
 }
 
+/// Gives the verbs that supervise nothing the mask back: Ctrl-C ends them as any other program.
+pub fn unblock() {
+    // SIG_SETMASK with a valid set cannot fail (sigprocmask(2)).
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old_mask()), None);
+}
+
 /// What siginfo says of a signal's sender (sigaction(2), si_code).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {

@@ -89,8 +89,10 @@ pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
             };
             let value = match attached {
                 Some(value) => value,
+                // `--` is where the command begins: a forgotten value must not swallow it. A file of that name: `--flag=--`.
                 None => words
                     .next()
+                    .filter(|value| *value != "--")
                     .cloned()
                     .ok_or_else(|| UsageError(format!("--{} needs a value: {}", option.flag, option.accepts)))?,
             };

@@ -57,7 +57,11 @@ impl Given<'_> {
     }
 
     fn path(&self) -> Result<PathBuf, UsageError> {
-        if self.value.as_bytes().contains(&0) { Err(self.bad()) } else { Ok(PathBuf::from(self.value)) }
+        if self.value.is_empty() || self.value.as_bytes().contains(&0) {
+            Err(self.bad())
+        } else {
+            Ok(PathBuf::from(self.value))
+        }
     }
 }
 
@@ -146,18 +150,22 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
         });
         given(flag).or(profile).ok_or_else(|| UsageError(format!("--{flag} has no default")))
     };
-    let lists = |flag: &'static str| -> Vec<OsString> {
+    // Every item, and what the error line calls its source.
+    let lists = |flag: &'static str| -> Result<(Vec<OsString>, String), UsageError> {
         let flags: Vec<OsString> = raw.flags.iter().filter(|(f, _)| *f == flag).map(|(_, v)| v.clone()).collect();
-        if !flags.is_empty() {
-            return flags;
+        let option = find(flag).ok_or_else(|| UsageError(format!("--{flag} is no option")))?;
+        let (items, from) = if flags.is_empty() {
+            let value = variable(option.variable).unwrap_or_default();
+            let parts = value.as_bytes().split(|&b| b == b':').filter(|p| !p.is_empty());
+            (parts.map(|p| OsString::from_vec(p.to_vec())).collect(), option.variable.to_owned())
+        } else {
+            (flags, format!("--{flag}"))
+        };
+        // An empty path or name is a variable that was not set in some script, never what was meant.
+        match items.iter().find(|i| i.is_empty()) {
+            Some(empty) => Err(Given { value: empty, from, option }.bad()),
+            None => Ok((items, from)),
         }
-        find(flag)
-            .and_then(|o| variable(o.variable))
-            .map(|v| {
-                let parts = v.as_bytes().split(|&b| b == b':').filter(|p| !p.is_empty());
-                parts.map(|p| OsString::from_vec(p.to_vec())).collect()
-            })
-            .unwrap_or_default()
     };
     let timeout = set("timeout")?;
     let timeout = if timeout.value == "none" { None } else { Some(timeout.duration()?) };
@@ -178,15 +186,19 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
     };
     let key_name = key_name.map(|g| g.value.to_owned());
     let mut scrub = Vec::new();
-    for path in lists("scrub") {
+    let (paths, from) = lists("scrub")?;
+    for path in paths {
         let path = PathBuf::from(path);
         if !path.is_absolute() {
             let option = find("scrub").map_or("", |o| o.accepts);
-            return Err(UsageError(format!("--scrub: {:?} is not {option}", printable(path.as_os_str()))));
+            return Err(UsageError(format!("{from}: {:?} is not {option}", printable(path.as_os_str()))));
         }
         scrub.push(path);
     }
-    let keep_env = lists("keep-env");
+    let (keep_env, from) = lists("keep-env")?;
+    if let Some(name) = keep_env.iter().find(|n| n.as_bytes().contains(&b'=')) {
+        return Err(UsageError(format!("{from}: {:?} is not a variable's name", printable(name))));
+    }
     let mode = set("env")?.word(&[("inherit", EnvMode::Inherit), ("clean", EnvMode::Clean)])?;
     let optional = |flag: &'static str| given(flag).map(|g| g.path()).transpose();
     Ok(Settings {
@@ -218,7 +230,7 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
         scrub,
         workload_env: workload_env(env, mode, &keep_env, key_name.as_deref()),
         keep_env,
-        writable: lists("writable").into_iter().map(PathBuf::from).collect(),
+        writable: lists("writable")?.0.into_iter().map(PathBuf::from).collect(),
         policy: optional("policy")?,
         nproc: given("nproc").map_or(Ok(None), |g| g.count())?,
         nofile: given("nofile").map_or(Ok(None), |g| g.count())?,

@@ -413,6 +413,10 @@ fn bad_usage_runs_nothing() {
         &["--"],
         &[],
         &["--timeout", "5"],
+        &["--audit-file", "--", "echo", "ran"],
+        &["--audit-file", "", "--", "echo", "ran"],
+        &["--scrub", "", "--", "echo", "ran"],
+        &["--keep-env", "A=B", "--", "echo", "ran"],
         &["--policy", "/nowhere", "--", "echo", "ran"],
         &["--timeout", "1\n2", "--", "echo", "ran"],
         &["install"],
@@ -425,6 +429,9 @@ fn bad_usage_runs_nothing() {
     let ran = run(gracekeeper().env("INTERNAL_TIMEOUT", "later").args(["--", "echo", "ran"]));
     assert_eq!(ran.code(), Some(125));
     assert!(ran.stderr.contains("INTERNAL_TIMEOUT") && ran.stderr.contains("later"), "{ran:#?}");
+    let ran = run(gracekeeper().env("SCRUB_PATHS", "relative").args(["--", "echo", "ran"]));
+    assert!(ran.stderr.contains("SCRUB_PATHS") && ran.stderr.contains("relative"), "{ran:#?}");
+    assert_eq!((ran.code(), ran.stdout.as_str()), (Some(125), ""));
 }
 
 #[test]
@@ -472,4 +479,16 @@ fn install_is_atomic_and_repeatable() {
         assert_eq!((ran.code(), ran.stderr.lines().count()), (Some(125), 1), "{ran:#?}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+}
+
+#[test]
+fn a_verb_that_supervises_nothing_ends_by_a_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // Opening a FIFO that nobody writes to waits; verify may also refuse it, but it may not be deaf.
+    let child = gracekeeper().arg("verify").arg(&fifo).spawn().unwrap();
+    signal(child.id(), "TERM");
+    let ran = finish(child, Instant::now());
+    assert!(ran.signal() == Some(15) || ran.code() == Some(125), "{ran:#?}");
 }
