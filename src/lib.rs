@@ -13,6 +13,7 @@ pub mod audit;
 pub mod confine;
 pub mod kernel;
 pub mod machine;
+pub mod revoke;
 pub mod scrub;
 pub mod seal;
 pub mod settings;
@@ -152,6 +153,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         scrub: None,
         asked: None,
         killing: None,
+        frozen: revoke::Frozen::default(),
         spoofed_window: (Instant::default(), 0),
     };
     let failed = match command.and_then(|c| {

@@ -14,6 +14,7 @@ use crate::kernel::{clock, limits};
 use crate::machine::status::LaunchFailure;
 use crate::machine::step::{Action, Event, Machine, State};
 use crate::machine::types::{Behaviour, Instant, Rule, StopSignal};
+use crate::revoke::{self, Frozen};
 use crate::scrub::job::{self, Job};
 use crate::scrub::targets::Target;
 use crate::seal;
@@ -26,6 +27,8 @@ use std::time::{Duration, SystemTime};
 
 /// How long one kill may go on finding new processes before the loop looks at its signals again (not PID 1).
 const ONE_KILL: Duration = Duration::from_millis(50);
+/// The longest a revoke may take.
+const REVOKE_AT_MOST: Duration = Duration::from_secs(1);
 /// Spoofed stop signals written one by one; the rest is counted.
 const SPOOFED_WRITTEN: u64 = 10;
 /// More spoofed signals than this within a second can mask a real one.
@@ -77,6 +80,8 @@ pub struct Supervisor {
     pub asked: Option<Escalation>,
     /// The kill rung, until its counts are known.
     pub killing: Option<Escalation>,
+    /// What the revoke rung left stopped.
+    pub frozen: Frozen,
     /// Spoofed signals of the current second, and when it began.
     pub spoofed_window: (Instant, u64),
 }
@@ -357,15 +362,7 @@ impl Supervisor {
                     self.escalated(asked);
                 }
             }
-            Action::Revoke { .. } => {
-                let why = "not in this version";
-                self.escalated(Escalation {
-                    files: Some("unavailable".into()),
-                    network: Some("unavailable".into()),
-                    errors: vec![why.into()],
-                    ..self.rung("revoke")
-                });
-            }
+            Action::Revoke { until } => self.revoke(until),
             Action::Kill { starved, again } => self.kill(starved, again),
             Action::Scrub { until } => {
                 self.killed();
@@ -391,6 +388,24 @@ impl Supervisor {
             Action::Exit(code) => tracing::debug!(code, "done"),
         }
         None
+    }
+
+    fn revoke(&mut self, until: Instant) {
+        let now = clock::now();
+        // The kill must not wait for it: half of what is left, and never longer than any tree we know of needs.
+        let until = now.plus((until.since(now) / 2).min(REVOKE_AT_MOST));
+        let mut done = revoke::revoke(&mut self.shared.everything(), until);
+        let frozen = done.frozen();
+        self.frozen = std::mem::take(&mut done.frozen);
+        self.escalated(Escalation {
+            files: Some(done.files.to_owned()),
+            network: Some(done.network.to_owned()),
+            limited: Some(done.limited),
+            sockets_cut: Some(done.cut),
+            frozen: Some(frozen),
+            errors: done.errors,
+            ..self.rung("revoke")
+        });
     }
 
     fn kill(&mut self, starved: bool, again: bool) {

@@ -18,6 +18,16 @@ pub fn set(resource: libc::__rlimit_resource_t, value: u64) -> Result<(), Errno>
     Errno::result(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
 }
 
+/// Lowers both limits of another process to 0 (prlimit(2)); it needs the same UID, or CAP_SYS_RESOURCE, and no more.
+///
+/// # Errors
+/// The errno of `prlimit(2)`.
+pub fn take_away(pid: i32, resource: libc::__rlimit_resource_t) -> Result<(), Errno> {
+    let nothing = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: prlimit(2) reads one struct rlimit; the old one is not asked for.
+    Errno::result(unsafe { libc::prlimit(pid, resource, &raw const nothing, std::ptr::null_mut()) }).map(drop)
+}
+
 /// Every signal back to its default disposition (sigaction(2)); the reserved ones answer EINVAL, which is right.
 pub fn default_dispositions() {
     for signal in 1..=64 {

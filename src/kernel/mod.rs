@@ -12,10 +12,12 @@ pub mod limits;
 pub mod nowait;
 pub mod outcome;
 pub mod proc;
+pub mod ptrace;
 pub mod random;
 pub mod reap;
 pub mod seccomp;
 pub mod signals;
+pub mod sockets;
 pub mod spawn;
 
 pub use outcome::{Cause, Outcome};

@@ -173,25 +173,52 @@ impl Proc {
     }
 
     /// Calls `each` with every process id that `/proc` lists, from a fixed buffer (getdents64(2)).
-    pub fn each_pid(&self, mut each: impl FnMut(i32)) {
+    pub fn each_pid(&self, each: impl FnMut(i32)) {
         // A descriptor of its own, so that the position is the start and nobody else's.
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let Ok(list) = openat(self.root.as_fd(), ".", flags, Mode::empty()) else { return };
-        let mut buffer = [0u8; 8192];
-        loop {
-            // SAFETY: getdents64 writes at most the length given into the buffer, which is valid for that many bytes.
-            let n = unsafe { libc::syscall(libc::SYS_getdents64, list.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
-            let Ok(n @ 1..) = usize::try_from(n) else { return };
-            let mut entries = buffer.get(..n).unwrap_or_default();
-            // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name; the kernel writes it, lengths are its own.
-            while let Some(&[low, high]) = entries.get(16..18) {
-                let length = usize::from(u16::from_ne_bytes([low, high]));
-                let name = entries.get(19..length).and_then(|n| n.split(|&b| b == 0).next()).unwrap_or_default();
-                if let Some(pid) = number(name).filter(|&pid: &i32| pid > 0) {
-                    each(pid);
-                }
-                entries = entries.get(length.max(19)..).unwrap_or_default();
+        if let Ok(list) = openat(self.root.as_fd(), ".", LIST, Mode::empty()) {
+            each_number(&list, each);
+        }
+    }
+
+    /// Calls `each` with every number that names an entry of a directory below `/proc`: the threads of `PID/task`, the
+    /// descriptors of `PID/fd`. A descriptor 0 counts, so the caller has to know what the numbers are.
+    ///
+    /// # Errors
+    /// The errno of `openat(2)`.
+    pub fn each_number(&self, dir: &str, each: impl FnMut(i32)) -> Result<(), Errno> {
+        let list = openat(self.root.as_fd(), dir, LIST, Mode::empty())?;
+        each_number(&list, each);
+        Ok(())
+    }
+
+    /// What a link below `/proc` says, at most 64 bytes of it.
+    #[must_use]
+    pub fn link(&self, path: &str) -> Option<Vec<u8>> {
+        let path = std::ffi::CString::new(path).ok()?;
+        let mut text = [0u8; 64];
+        // SAFETY: `path` ends in NUL, and the kernel writes at most `text.len()` bytes into `text`.
+        let n = unsafe { libc::readlinkat(self.root.as_raw_fd(), path.as_ptr(), text.as_mut_ptr().cast(), text.len()) };
+        Some(text.get(..usize::try_from(n).ok()?)?.to_vec())
+    }
+}
+
+const LIST: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
+fn each_number(list: &OwnedFd, mut each: impl FnMut(i32)) {
+    let mut buffer = [0u8; 8192];
+    loop {
+        // SAFETY: getdents64 writes at most the length given into the buffer, which is valid for that many bytes.
+        let n = unsafe { libc::syscall(libc::SYS_getdents64, list.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
+        let Ok(n @ 1..) = usize::try_from(n) else { return };
+        let mut entries = buffer.get(..n).unwrap_or_default();
+        // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name; the kernel writes it, lengths are its own.
+        while let Some(&[low, high]) = entries.get(16..18) {
+            let length = usize::from(u16::from_ne_bytes([low, high]));
+            let name = entries.get(19..length).and_then(|n| n.split(|&b| b == 0).next()).unwrap_or_default();
+            if let Some(number) = number(name).filter(|&n: &i32| n >= 0) {
+                each(number);
             }
+            entries = entries.get(length.max(19)..).unwrap_or_default();
         }
     }
 }

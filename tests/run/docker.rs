@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// Builds both images once; `None` where docker is not here.
-fn image() -> Option<&'static str> {
+pub fn image() -> Option<&'static str> {
     static BUILT: OnceLock<bool> = OnceLock::new();
     BUILT
         .get_or_init(|| {
@@ -35,11 +35,11 @@ const RESTRICTED: [&str; 9] = [
     "--log-driver=json-file",
 ];
 
-fn docker(words: &[&str]) -> Output {
+pub fn docker(words: &[&str]) -> Output {
     Command::new("docker").args(words).output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 

@@ -8,6 +8,22 @@ use std::time::{Duration, Instant};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_gracekeeper");
 
+/// The static program of tests/hostile.
+pub fn hostile() -> std::path::PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let path = own.parent().unwrap().with_file_name("examples").join("hostile");
+    static BUILT: std::sync::Once = std::sync::Once::new();
+    BUILT.call_once(|| {
+        // `cargo test --test run` alone builds no examples.
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "-q", "--example", "hostile"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status();
+        assert!(built.unwrap().success() && path.exists(), "{} is not built", path.display());
+    });
+    path
+}
+
 /// What a run left: its status, its output and its records, each checked against the schema.
 #[derive(Debug)]
 pub struct Ran {
