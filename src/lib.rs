@@ -19,6 +19,7 @@ pub mod seal;
 pub mod settings;
 pub mod supervise;
 pub mod verbs;
+pub mod watch;
 
 use audit::log::{Config, DEFAULT_FILE, Log};
 use audit::record::Body;
@@ -130,6 +131,8 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         let started = facts.started(&log.notes());
         log.write(&Body::EvaluationStarted(Box::new(started)));
     }
+    let watch = watch::sample::Watch::new(settings.monitoring, pid1);
+    facts.enforced("monitoring", watch.outcome());
     hook_panics(Arc::clone(&shared), pid1);
 
     let begun = clock::now();
@@ -154,6 +157,10 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         asked: None,
         killing: None,
         frozen: revoke::Frozen::default(),
+        watch,
+        comprehensive: settings.audit_level == settings::AuditLevel::Comprehensive,
+        next_activity: None,
+        refreeze: Instant::default(),
         spoofed_window: (Instant::default(), 0),
     };
     let failed = match command.and_then(|c| {

@@ -133,13 +133,13 @@ impl Facts {
     }
 
     /// A detection, recorded at once and in the seal.
-    pub fn detected(&mut self, rule: Rule, value: u64, threshold: u64, machine: &Machine, log: &mut Log) {
+    pub fn detected(&mut self, rule: Rule, value: u64, threshold: u64, kill: bool, machine: &Machine, log: &mut Log) {
         let detection = Detection {
             rule: rule.name().to_owned(),
             at_ms: since_trigger(machine),
             value,
             threshold,
-            action: "kill".to_owned(),
+            action: if kill { "kill" } else { "record" }.to_owned(),
         };
         log.write(&Body::Detection(detection.clone()));
         if self.detections.len() < ERRORS_KEPT {

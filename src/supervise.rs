@@ -2,7 +2,7 @@
 //! One thread, no sleeping, no decisions.
 
 use crate::audit::log::Log;
-use crate::audit::record::{Body, Escalation, SpoofedSignal};
+use crate::audit::record::{Activity, Body, Escalation, SpoofedSignal};
 use crate::confine;
 use crate::kernel::counters::Counters;
 use crate::kernel::kill::Everything;
@@ -18,6 +18,8 @@ use crate::revoke::{self, Frozen};
 use crate::scrub::job::{self, Job};
 use crate::scrub::targets::Target;
 use crate::seal;
+use crate::watch::activity::activity;
+use crate::watch::sample::{Watch, orphans};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
@@ -29,6 +31,11 @@ use std::time::{Duration, SystemTime};
 const ONE_KILL: Duration = Duration::from_millis(50);
 /// The longest a revoke may take.
 const REVOKE_AT_MOST: Duration = Duration::from_secs(1);
+/// How often what is to stay stopped is looked at.
+const REFREEZE: Duration = Duration::from_millis(20);
+/// The first activity record after the trigger, and the next ones (section 6).
+const ACTIVITY_AFTER: Duration = Duration::from_secs(2);
+const ACTIVITY_EVERY: Duration = Duration::from_secs(1);
 /// Spoofed stop signals written one by one; the rest is counted.
 const SPOOFED_WRITTEN: u64 = 10;
 /// More spoofed signals than this within a second can mask a real one.
@@ -82,6 +89,14 @@ pub struct Supervisor {
     pub killing: Option<Escalation>,
     /// What the revoke rung left stopped.
     pub frozen: Frozen,
+    /// The samples.
+    pub watch: Watch,
+    /// Whether the activity is recorded.
+    pub comprehensive: bool,
+    /// When the next activity record is due, after the first.
+    pub next_activity: Option<Instant>,
+    /// When the frozen are looked at next.
+    pub refreeze: Instant,
     /// Spoofed signals of the current second, and when it began.
     pub spoofed_window: (Instant, u64),
 }
@@ -94,7 +109,8 @@ impl Supervisor {
                 return code;
             }
             let asked = self.machine.deadline();
-            self.wait(asked);
+            let tick = self.tick();
+            self.wait(asked.into_iter().chain(tick).min());
             // Signals before reaping: a sender that is still a zombie can be told from a stranger.
             self.take_signals();
             self.take_handshake();
@@ -107,6 +123,9 @@ impl Supervisor {
             {
                 self.observe();
                 self.feed(Event::Woke { asked });
+            }
+            if tick.is_some_and(|tick| clock::now() >= tick) {
+                self.sample();
             }
         }
     }
@@ -191,6 +210,7 @@ impl Supervisor {
                 Rule::SignalFlood,
                 self.spoofed_window.1,
                 SPOOFED_FLOOD,
+                true,
                 &self.machine,
                 &mut self.shared.log(),
             );
@@ -275,6 +295,10 @@ impl Supervisor {
             // Its exec, or the failure of it, came before its end.
             self.read_handshake();
             let alone = alone || self.strangers_only();
+            if !alone {
+                // What it left running is watched from here on.
+                self.observe();
+            }
             self.feed(Event::Ended { how, alone });
         } else if alone || (self.waits_for_the_last() && self.strangers_only()) {
             self.feed(Event::Empty);
@@ -322,14 +346,76 @@ impl Supervisor {
             return;
         }
         let mut everything = self.shared.everything();
+        self.watch.begin(&mut everything);
         let alive = everything.members().map(|m| u64::try_from(m.len()).unwrap_or(u64::MAX));
         self.facts.peak(alive);
         let counted = self.facts.counted(everything.proc_());
         self.machine.observe(Behaviour {
             network_attempts: counted.network_attempts,
             subprocesses: alive.map(|n| n.saturating_sub(1)),
-            memory_growth: None,
+            memory_growth: self.watch.growth(),
         });
+    }
+
+    /// When the loop has something to look at besides the machine's deadlines.
+    fn tick(&self) -> Option<Instant> {
+        match self.machine.state() {
+            State::Launching | State::Running => self.watch.due(),
+            State::Terminating(_) => {
+                let frozen = (!self.frozen.is_empty()).then_some(self.refreeze);
+                self.watch.due().into_iter().chain(frozen).min()
+            }
+            State::Draining { .. } | State::Scrubbing { .. } | State::Sealing | State::Done(_) => None,
+        }
+    }
+
+    fn sample(&mut self) {
+        match self.machine.state() {
+            State::Launching | State::Running => {
+                let alive = self.watch.before(&mut self.shared.everything());
+                self.facts.peak(alive);
+            }
+            State::Terminating(_) => self.watch_the_grace(),
+            State::Draining { .. } | State::Scrubbing { .. } | State::Sealing | State::Done(_) => {}
+        }
+    }
+
+    fn watch_the_grace(&mut self) {
+        let now = clock::now();
+        if !self.frozen.is_empty() {
+            self.frozen.keep(&mut self.shared.everything());
+            self.refreeze = now.plus(REFREEZE);
+        }
+        if self.watch.due().is_none_or(|due| now < due) {
+            return;
+        }
+        let detected = self.watch.look(&mut self.shared.everything());
+        // The kill before the records: writing one may take as long as the disk likes.
+        if let Some(first) = detected.iter().find(|d| d.kill) {
+            self.feed(Event::Violation(first.rule));
+        }
+        for d in &detected {
+            self.facts.detected(d.rule, d.value, d.threshold, d.kill, &self.machine, &mut self.shared.log());
+        }
+        if detected.iter().all(|d| !d.kill) {
+            self.record_activity(now);
+        }
+    }
+
+    fn record_activity(&mut self, now: Instant) {
+        let Some((_, trigger)) = self.machine.trigger().filter(|_| self.comprehensive) else { return };
+        if now < self.next_activity.unwrap_or_else(|| trigger.plus(ACTIVITY_AFTER)) {
+            return;
+        }
+        self.next_activity = Some(now.plus(ACTIVITY_EVERY));
+        let (processes, more) = {
+            let mut everything = self.shared.everything();
+            let Some(members) = everything.members().map(<[_]>::to_vec) else { return };
+            let Some(proc_) = everything.proc_() else { return };
+            activity(proc_, &members)
+        };
+        let record = Activity { at_ms: seal::since_trigger(&self.machine), processes, more };
+        self.shared.log().write(&Body::Activity(record));
     }
 
     /// Steps the machine and performs what it says, until nothing more follows.
@@ -395,6 +481,10 @@ impl Supervisor {
         // The kill must not wait for it: half of what is left, and never longer than any tree we know of needs.
         let until = now.plus((until.since(now) / 2).min(REVOKE_AT_MOST));
         let mut done = revoke::revoke(&mut self.shared.everything(), until);
+        if self.pid1 {
+            let (count, bytes) = orphans();
+            done.orphans(count, bytes);
+        }
         let frozen = done.frozen();
         self.frozen = std::mem::take(&mut done.frozen);
         self.escalated(Escalation {

@@ -4,6 +4,12 @@ use crate::machine::types::Instant;
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
+/// The time since the machine booted, sleep included: what `/proc/PID/stat` counts a start time in.
+#[must_use]
+pub fn since_boot() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
 /// Now, on CLOCK_MONOTONIC. The call cannot fail for this clock on any Linux.
 #[must_use]
 pub fn now() -> Instant {

@@ -76,6 +76,16 @@ fn allowed() -> Option<libc::cpu_set_t> {
     (result == 0).then_some(set)
 }
 
+/// How much CPU there is, in thousandths of one: the quota, or the allowed CPUs where they are fewer.
+#[must_use]
+pub fn available() -> u64 {
+    let cpus = allowed().map_or(1, |set| {
+        // SAFETY: CPU_COUNT only reads the set.
+        u64::try_from(unsafe { libc::CPU_COUNT(&set) }).unwrap_or(1)
+    });
+    quota().unwrap_or(u64::MAX).min(cpus.saturating_mul(1000))
+}
+
 /// The tightest quota along the visible path, in thousandths of a CPU (cgroups(7)).
 fn quota() -> Option<u64> {
     let own = std::fs::read("/proc/self/cgroup").ok()?;

@@ -17,6 +17,7 @@ pub mod random;
 pub mod reap;
 pub mod seccomp;
 pub mod signals;
+pub mod sockdiag;
 pub mod sockets;
 pub mod spawn;
 

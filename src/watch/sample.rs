@@ -1,0 +1,250 @@
+//! The samples: one a second before the trigger, every 100 or 20 ms in the grace.
+//!
+//! Counters, not tracing: nothing the workload does waits for a sample. As PID 1 the namespaces' counters are the workload's;
+//! elsewhere only its own processes and sockets count. Invariant: a sample that takes long makes the next one later, so that
+//! watching never takes more than a quarter of a CPU, whatever the workload is.
+
+use super::rules::{Detected, Reading, Rules};
+use crate::kernel::counters::Counters;
+use crate::kernel::kill::Everything;
+use crate::kernel::outcome::{Cause, Outcome};
+use crate::kernel::proc::{Identity, Stat};
+use crate::kernel::sockdiag::{self, Socket, state};
+use crate::kernel::{clock, cpu, sockets};
+use crate::machine::types::Instant;
+use crate::settings::Monitoring;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+const BEFORE: Duration = Duration::from_secs(1);
+/// A walk over every process is made no more often than this.
+const WALK: Duration = Duration::from_millis(100);
+
+/// A listening socket that is told from another by where it listens.
+type Listener = (u8, u16, [u8; 16]);
+
+/// The samples of one run.
+#[derive(Debug)]
+pub struct Watch {
+    mode: Monitoring,
+    pid1: bool,
+    /// Thousandths of a CPU.
+    cpus: u64,
+    next: Instant,
+    walked: Option<Instant>,
+    /// What each process had at the last walk: CPU time and resident memory.
+    known: HashMap<Identity, (Duration, u64)>,
+    alive: Option<u64>,
+    created: u64,
+    cpu: Duration,
+    memory: u64,
+    listeners: Option<HashSet<Listener>>,
+    rules: Option<Rules>,
+    /// The fastest growth of memory before the trigger, in bytes a second.
+    growth: Option<u64>,
+}
+
+impl Watch {
+    /// Before the spawn: reads what is available.
+    #[must_use]
+    pub fn new(mode: Monitoring, pid1: bool) -> Self {
+        Self {
+            mode,
+            pid1,
+            cpus: if mode == Monitoring::Off { 0 } else { cpu::available() },
+            next: clock::now().plus(BEFORE),
+            walked: None,
+            known: HashMap::new(),
+            alive: None,
+            created: 0,
+            cpu: Duration::ZERO,
+            memory: 0,
+            listeners: None,
+            rules: None,
+            growth: None,
+        }
+    }
+
+    /// Whether there are samples at all.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.mode != Monitoring::Off
+    }
+
+    /// What the record says of it.
+    #[must_use]
+    pub const fn outcome(&self) -> Outcome {
+        match (self.mode, self.pid1) {
+            (Monitoring::Off, _) => Outcome::Unavailable(Cause::because("monitoring is off")),
+            (_, true) => Outcome::Enforced,
+            (_, false) => Outcome::Degraded(Cause::because("not PID 1: traffic cannot be attributed")),
+        }
+    }
+
+    /// When the next sample is due.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.is_on().then_some(self.next)
+    }
+
+    /// The fastest growth of memory before the trigger, in bytes a second; `None` where there were not two samples.
+    #[must_use]
+    pub const fn growth(&self) -> Option<u64> {
+        self.growth
+    }
+
+    /// A sample before the trigger; how many are alive.
+    pub fn before(&mut self, everything: &mut Everything) -> Option<u64> {
+        let began = clock::now();
+        let (memory, walked) = (self.memory, self.walked);
+        self.walk(everything);
+        if let Some(walked) = walked {
+            let gap = u64::try_from(began.since(walked).as_millis()).unwrap_or(u64::MAX).max(1);
+            let rate = self.memory.saturating_sub(memory).saturating_mul(1000) / gap;
+            self.growth = self.growth.max(Some(rate));
+        }
+        self.again(began, BEFORE);
+        self.alive
+    }
+
+    /// The sample at the trigger, before anything is sent: what the grace is measured against.
+    pub fn begin(&mut self, everything: &mut Everything) {
+        if !self.is_on() || self.rules.is_some() {
+            return;
+        }
+        let began = clock::now();
+        self.walk(everything);
+        self.listeners = sockdiag::tcp(&[state::LISTEN]).ok().map(|all| all.iter().map(listener).collect());
+        let base = self.read(everything);
+        self.rules = Some(Rules::new(self.mode == Monitoring::Aggressive, self.cpus, &base));
+        self.again(began, self.interval());
+    }
+
+    /// A sample of the grace.
+    pub fn look(&mut self, everything: &mut Everything) -> Vec<Detected> {
+        let began = clock::now();
+        if self.walked.is_none_or(|walked| began.since(walked) >= WALK) {
+            self.walk(everything);
+        }
+        let reading = self.read(everything);
+        self.again(began, self.interval());
+        self.rules.as_mut().map(|rules| rules.look(&reading)).unwrap_or_default()
+    }
+
+    const fn interval(&self) -> Duration {
+        match self.mode {
+            Monitoring::Aggressive => Duration::from_millis(20),
+            Monitoring::Standard | Monitoring::Off => Duration::from_millis(100),
+        }
+    }
+
+    fn again(&mut self, began: Instant, interval: Duration) {
+        let now = clock::now();
+        self.next = began.plus(interval).max(now.plus(now.since(began) * 3));
+    }
+
+    /// One pass over the processes: how many, what they used, how they grew. A process that is seen for the first time adds
+    /// its CPU time and not its memory, which a fork would count twice.
+    fn walk(&mut self, everything: &mut Everything) {
+        let now = clock::now();
+        let Some(members) = everything.members() else {
+            self.alive = None;
+            return;
+        };
+        let mut seen = HashMap::with_capacity(members.len());
+        for stat in members {
+            let who = stat.identity();
+            let has = (cpu_of(stat), stat.rss_pages.saturating_mul(PAGE));
+            let (before, grown) = match self.known.get(&who) {
+                Some(&(cpu, rss)) => (cpu, i128::from(has.1) - i128::from(rss)),
+                None => {
+                    self.created = self.created.saturating_add(1);
+                    (Duration::ZERO, 0)
+                }
+            };
+            self.cpu = self.cpu.saturating_add(has.0.saturating_sub(before));
+            let memory = i128::from(self.memory).saturating_add(grown).max(0);
+            self.memory = u64::try_from(memory).unwrap_or(u64::MAX);
+            seen.insert(who, has);
+        }
+        self.alive = u64::try_from(seen.len()).ok();
+        self.known = seen;
+        self.walked = Some(now);
+    }
+
+    fn read(&self, everything: &Everything) -> Reading {
+        let Some(proc_) = everything.proc_() else { return Reading { at: clock::now(), ..Reading::default() } };
+        let counters = if self.pid1 { Counters::read(proc_) } else { Counters::default() };
+        let seen = sockdiag::tcp(&[state::LISTEN, state::SYN_SENT]).ok();
+        let new = |s: &&Socket| {
+            s.state == state::LISTEN && self.listeners.as_ref().is_some_and(|was| !was.contains(&listener(s)))
+        };
+        let opening = |s: &&Socket| s.state == state::SYN_SENT && !s.to_loopback();
+        let (listeners, peers) = match &seen {
+            Some(all) if all.iter().any(|s| new(&s) || opening(&s)) => {
+                let own = self.own(everything);
+                let ours = |s: &&Socket| own.as_ref().is_none_or(|own| own.contains(&u64::from(s.inode)));
+                let peers: HashSet<[u8; 16]> = all.iter().filter(opening).filter(ours).map(|s| s.destination).collect();
+                (Some(all.iter().filter(new).filter(ours).count()), Some(peers.len()))
+            }
+            Some(_) => (Some(0), Some(0)),
+            None => (None, None),
+        };
+        // As PID 1 every process is the workload's, and counting the names is cheaper than reading them.
+        let alive = if self.pid1 {
+            let mut names = 0u64;
+            proc_.each_pid(|_| names += 1);
+            Some(names.saturating_sub(1))
+        } else {
+            self.alive
+        };
+        Reading {
+            at: clock::now(),
+            bytes_sent: counters.bytes_sent,
+            created: if self.pid1 { counters.last_pid } else { self.walked.map(|_| self.created) },
+            alive,
+            attempts: counters.network_attempts,
+            peers: peers.and_then(|n| u64::try_from(n).ok()),
+            listeners: listeners.and_then(|n| u64::try_from(n).ok()).filter(|_| self.listeners.is_some()),
+            cpu: self.alive.map(|_| self.cpu),
+            memory: self.alive.map(|_| self.memory),
+        }
+    }
+
+    /// The sockets of the workload's own processes; `None` as PID 1, where all are taken for its own.
+    fn own(&self, everything: &Everything) -> Option<HashSet<u64>> {
+        if self.pid1 {
+            return None;
+        }
+        let proc_ = everything.proc_()?;
+        let mut own = HashSet::new();
+        for who in self.known.keys() {
+            sockets::inodes(proc_, who.pid, |inode| {
+                own.insert(inode);
+            });
+        }
+        Some(own)
+    }
+}
+
+/// The page size of both architectures' usual kernels; a larger one makes the growth look smaller than it is.
+const PAGE: u64 = 4096;
+
+/// The user and system time of a process; `/proc` gives hundredths of a second on every Linux (USER_HZ).
+#[must_use]
+pub fn cpu_of(stat: &Stat) -> Duration {
+    Duration::from_millis(stat.utime.saturating_add(stat.stime).saturating_mul(10))
+}
+
+const fn listener(socket: &Socket) -> Listener {
+    (socket.family, socket.port, socket.source)
+}
+
+/// Closed sockets that still have something to send to somebody outside: how many, and how many bytes.
+#[must_use]
+pub fn orphans() -> (u64, u64) {
+    let closing = sockdiag::tcp(&[state::FIN_WAIT1, state::LAST_ACK, state::CLOSING]).unwrap_or_default();
+    // The FIN itself counts as one byte.
+    let left = closing.iter().filter(|s| s.inode == 0 && s.queued > 1 && !s.to_loopback());
+    left.fold((0, 0), |(n, bytes), s| (n + 1, bytes + u64::from(s.queued)))
+}
