@@ -213,6 +213,15 @@ impl Confinement {
         }
     }
 
+    /// Under a quota the parent's pages are kept in memory; before spawn.
+    #[must_use]
+    pub fn lock_supervisor(&self) -> Option<Outcome> {
+        match &self.share {
+            Share::Free => None,
+            Share::Reserved { .. } | Share::Tight => Some(Outcome::of("mlockall", limits::lock_memory())),
+        }
+    }
+
     /// Takes every step, in the forked child. `keep` are descriptors to leave open, at most six, in ascending order.
     pub fn apply(&self, keep: &[RawFd], report: &mut Report) {
         for step in Step::ALL {

@@ -133,6 +133,10 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
     }
     let watch = watch::sample::Watch::new(settings.monitoring, pid1);
     facts.enforced("monitoring", watch.outcome());
+    if let Some(outcome) = confinement.lock_supervisor() {
+        facts.enforced("supervisor_memory", outcome);
+        shared.everything().under_a_quota();
+    }
     hook_panics(Arc::clone(&shared), pid1);
 
     let begun = clock::now();

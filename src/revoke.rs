@@ -73,7 +73,7 @@ pub fn revoke(everything: &mut Everything, until: Instant) -> Revoked {
         // Nobody can be named, so nobody is let go.
         done.files = "unavailable";
         done.network = "unavailable";
-        done.error("/proc cannot be read: everything stays stopped".to_owned());
+        done.error("the processes cannot be listed in time: everything stays stopped".to_owned());
         done.frozen.all = true;
         return done;
     };

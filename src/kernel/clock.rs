@@ -4,6 +4,12 @@ use crate::machine::types::Instant;
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
+/// The CPU time this thread has used: what a quota counts.
+#[must_use]
+pub fn used() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
 /// The time since the machine booted, sleep included: what `/proc/PID/stat` counts a start time in.
 #[must_use]
 pub fn since_boot() -> Duration {

@@ -18,6 +18,17 @@ pub fn set(resource: libc::__rlimit_resource_t, value: u64) -> Result<(), Errno>
     Errno::result(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
 }
 
+/// Keeps our pages in memory (mlockall(2)): under a memory limit that the workload has filled, the kernel would take the
+/// pages of our own code first, and each would cost a search on the way back. Later mappings stay free: locked ones would be
+/// refused at RLIMIT_MEMLOCK.
+///
+/// # Errors
+/// `ENOMEM` where RLIMIT_MEMLOCK is too small, `EPERM` where it is 0.
+pub fn lock_memory() -> Result<(), Errno> {
+    // SAFETY: mlockall(2) takes one integer.
+    Errno::result(unsafe { libc::mlockall(libc::MCL_CURRENT) }).map(drop)
+}
+
 /// Lowers both limits of another process to 0 (prlimit(2)); it needs the same UID, or CAP_SYS_RESOURCE, and no more.
 ///
 /// # Errors

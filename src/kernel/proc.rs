@@ -172,12 +172,11 @@ impl Proc {
         self.stat(who.pid).is_ok_and(|stat| stat.start == who.start && !stat.is_dead())
     }
 
-    /// Calls `each` with every process id that `/proc` lists, from a fixed buffer (getdents64(2)).
-    pub fn each_pid(&self, each: impl FnMut(i32)) {
+    /// Calls `each` with every process id that `/proc` lists, from a fixed buffer (getdents64(2)), while it answers `true`;
+    /// whether that was to the end.
+    pub fn each_pid(&self, each: impl FnMut(i32) -> bool) -> bool {
         // A descriptor of its own, so that the position is the start and nobody else's.
-        if let Ok(list) = openat(self.root.as_fd(), ".", LIST, Mode::empty()) {
-            each_number(&list, each);
-        }
+        openat(self.root.as_fd(), ".", LIST, Mode::empty()).is_ok_and(|list| each_number(&list, each))
     }
 
     /// Calls `each` with every number that names an entry of a directory below `/proc`: the threads of `PID/task`, the
@@ -185,9 +184,12 @@ impl Proc {
     ///
     /// # Errors
     /// The errno of `openat(2)`.
-    pub fn each_number(&self, dir: &str, each: impl FnMut(i32)) -> Result<(), Errno> {
+    pub fn each_number(&self, dir: &str, mut each: impl FnMut(i32)) -> Result<(), Errno> {
         let list = openat(self.root.as_fd(), dir, LIST, Mode::empty())?;
-        each_number(&list, each);
+        each_number(&list, |number| {
+            each(number);
+            true
+        });
         Ok(())
     }
 
@@ -204,19 +206,21 @@ impl Proc {
 
 const LIST: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
-fn each_number(list: &OwnedFd, mut each: impl FnMut(i32)) {
+fn each_number(list: &OwnedFd, mut each: impl FnMut(i32) -> bool) -> bool {
     let mut buffer = [0u8; 8192];
     loop {
         // SAFETY: getdents64 writes at most the length given into the buffer, which is valid for that many bytes.
         let n = unsafe { libc::syscall(libc::SYS_getdents64, list.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
-        let Ok(n @ 1..) = usize::try_from(n) else { return };
+        let Ok(n @ 1..) = usize::try_from(n) else { return true };
         let mut entries = buffer.get(..n).unwrap_or_default();
         // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name; the kernel writes it, lengths are its own.
         while let Some(&[low, high]) = entries.get(16..18) {
             let length = usize::from(u16::from_ne_bytes([low, high]));
             let name = entries.get(19..length).and_then(|n| n.split(|&b| b == 0).next()).unwrap_or_default();
-            if let Some(number) = number(name).filter(|&n: &i32| n >= 0) {
-                each(number);
+            if let Some(number) = number(name).filter(|&n: &i32| n >= 0)
+                && !each(number)
+            {
+                return false;
             }
             entries = entries.get(length.max(19)..).unwrap_or_default();
         }

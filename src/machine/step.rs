@@ -140,6 +140,11 @@ const PUNCTUAL: Duration = Duration::from_millis(10);
 /// The first pause between repeated kills.
 const KILL_AGAIN: Duration = Duration::from_millis(5);
 
+/// Whether a supervisor that was woken so late can afford politeness with what is left before `kill` (section 4).
+fn late(by: Duration, left: Duration) -> bool {
+    by > PUNCTUAL && by > left / 4
+}
+
 /// One run.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -302,10 +307,17 @@ impl Machine {
                 self.kill(now, &mut todo);
                 self.note(false, &mut todo);
             }
-            (State::Launching | State::Running, Event::Woke { .. }) => {
+            (State::Launching | State::Running, Event::Woke { asked }) => {
                 if self.deadline().is_some_and(|due| now >= due) {
                     self.begin(Trigger::Timeout, now);
-                    self.announce(false, &mut todo);
+                    let left = self.plan.map_or(Duration::ZERO, |p| p.kill.since(now));
+                    if late(now.since(asked), left) {
+                        self.starved = true;
+                        self.kill(now, &mut todo);
+                        self.note(false, &mut todo);
+                    } else {
+                        self.announce(false, &mut todo);
+                    }
                 }
             }
 
@@ -480,10 +492,9 @@ impl Machine {
 
     fn climb(&mut self, rung: Rung, asked: Instant, now: Instant, todo: &mut Actions) {
         let Some(plan) = self.plan else { return };
-        let late = now.since(asked);
         if now >= plan.kill {
             self.kill(now, todo);
-        } else if late > PUNCTUAL && late > plan.kill.since(now) / 4 {
+        } else if late(now.since(asked), plan.kill.since(now)) {
             // A starved supervisor cannot afford politeness: the kill needs one time slice only.
             self.starved = true;
             self.kill(now, todo);

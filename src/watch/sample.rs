@@ -16,6 +16,8 @@ use crate::settings::Monitoring;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+/// How much CPU time counting the processes may take.
+const COUNTING: Duration = Duration::from_millis(2);
 const BEFORE: Duration = Duration::from_secs(1);
 /// A walk over every process is made no more often than this.
 const WALK: Duration = Duration::from_millis(100);
@@ -193,8 +195,13 @@ impl Watch {
         // As PID 1 every process is the workload's, and counting the names is cheaper than reading them.
         let alive = if self.pid1 {
             let mut names = 0u64;
-            proc_.each_pid(|_| names += 1);
-            Some(names.saturating_sub(1))
+            let until = clock::used() + COUNTING;
+            let whole = proc_.each_pid(|_| {
+                names += 1;
+                clock::used() < until
+            });
+            // Where the memory is gone even names take long; what was counted so far is a lower bound.
+            if whole { Some(names.saturating_sub(1)) } else { self.alive.max(Some(names)) }
         } else {
             self.alive
         };

@@ -10,3 +10,4 @@ mod revoke;
 mod schema;
 mod support;
 mod terminal;
+mod watch;

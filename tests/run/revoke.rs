@@ -10,16 +10,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Counts what arrives, over TCP and UDP.
-struct Receiver {
-    tcp: u16,
-    udp: u16,
+pub struct Receiver {
+    pub tcp: u16,
+    pub udp: u16,
     /// Bytes and datagrams so far, and when the last came, in ms since `began`.
     counts: Arc<[AtomicU64; 3]>,
     began: Instant,
 }
 
 impl Receiver {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let receiver = Self {
@@ -54,17 +54,17 @@ impl Receiver {
         receiver
     }
 
-    fn seen(&self) -> (u64, u64) {
+    pub fn seen(&self) -> (u64, u64) {
         (self.counts[0].load(Ordering::SeqCst), self.counts[1].load(Ordering::SeqCst))
     }
 
-    fn last(&self) -> Duration {
+    pub fn last(&self) -> Duration {
         Duration::from_millis(self.counts[2].load(Ordering::SeqCst))
     }
 }
 
 /// The bridge's address on the host; `None` where docker has no bridge.
-fn gateway() -> Option<String> {
+pub fn gateway() -> Option<String> {
     let out = docker(&["network", "inspect", "bridge", "-f", "{{(index .IPAM.Config 0).Gateway}}"]);
     let address = text(&out.stdout).trim().to_owned();
     let address = if address.is_empty() { "172.17.0.1".to_owned() } else { address };
@@ -107,7 +107,7 @@ fn trickle(security: &str, soft: &str, how: &str) -> Option<Outcome> {
 }
 
 /// Seconds since the epoch of an RFC 3339 time.
-fn time_of(text: &str) -> f64 {
+pub fn time_of(text: &str) -> f64 {
     let out = std::process::Command::new("date").args(["-d", text, "+%s.%N"]).output().unwrap();
     String::from_utf8_lossy(&out.stdout).trim().parse().unwrap()
 }

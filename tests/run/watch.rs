@@ -1,0 +1,239 @@
+//! Watching the grace: each attack against the thing itself, its control with the watching off, and what must not be called
+//! an attack. Under docker, in the tightest place, on its bridge where the attack needs one.
+
+use super::docker::{docker, image, text};
+use super::revoke::{Receiver, gateway};
+use super::support::*;
+use serde_json::Value;
+use std::process::Command;
+
+struct Run<'a> {
+    network: bool,
+    limits: &'a [&'a str],
+    monitoring: &'a str,
+    options: &'a [&'a str],
+    words: &'a [&'a str],
+}
+
+impl Run<'_> {
+    /// Starts it, waits until the workload runs, stops it from outside, waits for its end: exit status and records.
+    fn stopped(&self) -> (i32, Vec<Value>) {
+        self.to_the_end(true)
+    }
+
+    fn to_the_end(&self, stop: bool) -> (i32, Vec<Value>) {
+        let network = if self.network { "--network=bridge" } else { "--network=none" };
+        let started = Command::new("docker")
+            .args(["run", "-d", "--read-only", "--user=65532:65532", "--cap-drop=ALL", "--log-driver=json-file"])
+            .args(["--security-opt=no-new-privileges", "--tmpfs=/tmp:mode=1777", network])
+            .args(self.limits)
+            .arg(format!("--volume={}:/hostile:ro", hostile().display()))
+            .arg(image().unwrap())
+            .args(["--monitoring", self.monitoring])
+            .args(self.options)
+            .arg("--")
+            .args(self.words)
+            .output()
+            .unwrap();
+        assert!(started.status.success(), "{}", text(&started.stderr));
+        let id = text(&started.stdout).trim().to_owned();
+        if stop {
+            // The handler is there: the program has been asleep once.
+            // Asleep, or burning: its handler is there. All of it, where it is many.
+            let many = if self.words[1] == "burn" { self.words[2].parse().unwrap() } else { 1 };
+            until("the workload runs", || {
+                let top = text(&docker(&["top", &id, "-eo", "pid,stat,args"]).stdout);
+                let own = |l: &&str| l.contains(self.words[0]) && !l.contains("gracekeeper");
+                top.lines().filter(own).count() >= many
+            });
+            docker(&["kill", "--signal", "TERM", &id]);
+        }
+        let code = text(&docker(&["wait", &id]).stdout);
+        let logs = text(&docker(&["logs", &id]).stderr);
+        docker(&["rm", "-f", &id]);
+        let records = records(&logs);
+        assert_eq!(records.last().unwrap()["event"], "evaluation_terminated", "{logs}");
+        (code.trim().parse().unwrap(), records)
+    }
+}
+
+fn rules(records: &[Value]) -> Vec<String> {
+    let seal = records.last().unwrap();
+    let said = |v: &Value| v["rule"].as_str().unwrap().to_owned();
+    let of_seal: Vec<String> = seal["detections"].as_array().unwrap().iter().map(said).collect();
+    let written: Vec<String> = records.iter().filter(|r| r["event"] == "detection").map(said).collect();
+    assert_eq!(of_seal, written, "each is recorded when it is made and again in the seal");
+    written
+}
+
+/// ms from the detection to the last death.
+fn dead_after(records: &[Value]) -> u64 {
+    let seal = records.last().unwrap();
+    let kill = seal["escalation"].as_array().unwrap().iter().find(|e| e["rung"] == "kill").unwrap();
+    kill["at_ms"].as_u64().unwrap().saturating_sub(seal["detections"][0]["at_ms"].as_u64().unwrap())
+}
+
+const GRACE: &[&str] = &["--grace", "10s", "--soft", "5s", "--hard", "6s", "--adaptive", "no"];
+const PLENTY: &[&str] = &["--memory=2g", "--pids-limit=3000"];
+
+fn attack(words: &[&str], network: bool, monitoring: &str) -> (i32, Vec<Value>) {
+    Run { network, limits: PLENTY, monitoring, options: GRACE, words }.stopped()
+}
+
+#[test]
+fn ten_megabytes_do_not_get_out() {
+    if image().is_none() {
+        return;
+    }
+    let Some(gateway) = gateway() else { return };
+    for (monitoring, code) in [("off", 143), ("standard", 121), ("aggressive", 121)] {
+        let receiver = Receiver::new();
+        let tcp = receiver.tcp.to_string();
+        // As fast as the link is, a standard sample would come too late for any threshold: 64 KiB every 5 ms, 13 MB/s.
+        let words = ["/hostile", "exfiltrate", &gateway, &tcp, "10000000", "slowly"];
+        let (was, records) = attack(&words, true, monitoring);
+        assert_eq!(was, code, "{records:#?}");
+        let arrived = receiver.seen().0;
+        if monitoring == "off" {
+            assert_eq!(arrived, 10_000_000, "the control: it all gets out");
+            assert_eq!(rules(&records), Vec::<String>::new());
+        } else {
+            let most = if monitoring == "aggressive" { 2_000_000 } else { 4_000_000 };
+            assert!(arrived < most, "{monitoring}: {arrived} bytes arrived");
+            assert_eq!(rules(&records), ["data_exfiltration"]);
+            assert_eq!(records.last().unwrap()["status"], "violation");
+        }
+    }
+}
+
+#[test]
+fn a_scan_and_a_listener_end_the_grace_when_aggressive() {
+    if image().is_none() {
+        return;
+    }
+    let Some(gateway) = gateway() else { return };
+    for (words, rule) in
+        [(vec!["/hostile", "scan", &gateway], "network_scan"), (vec!["/hostile", "listen"], "backdoor_listener")]
+    {
+        let (code, records) = attack(&words, true, "aggressive");
+        assert_eq!((code, rules(&records)), (121, vec![rule.to_owned()]), "{records:#?}");
+        assert_eq!(records.last().unwrap()["detections"][0]["action"], "kill");
+        assert!(dead_after(&records) < 100, "{records:#?}");
+        let (code, records) = attack(&words, true, "standard");
+        assert_eq!((code, rules(&records)), (143, vec![rule.to_owned()]), "{records:#?}");
+        assert_eq!(records.last().unwrap()["detections"][0]["action"], "record");
+        let (code, records) = attack(&words, true, "off");
+        assert_eq!((code, rules(&records)), (143, vec![]), "{records:#?}");
+    }
+}
+
+#[test]
+fn forks_end_the_grace_and_growth_too() {
+    if image().is_none() {
+        return;
+    }
+    for (words, rule) in
+        [(["/hostile", "forks", "0", "400"], "fork_bomb"), (["/hostile", "grow", "8", ""], "memory_growth")]
+    {
+        let (code, records) = attack(&words, false, "aggressive");
+        assert_eq!((code, rules(&records)), (121, vec![rule.to_owned()]), "{records:#?}");
+        let (code, records) = attack(&words, false, "off");
+        assert_eq!((code, rules(&records)), (143, vec![]), "{records:#?}");
+    }
+}
+
+#[test]
+fn a_burner_is_recorded_and_its_activity_too() {
+    if image().is_none() {
+        return;
+    }
+    let limits = ["--memory=128m", "--cpus=0.5", "--pids-limit=50"];
+    let words = ["/hostile", "burn", "4"];
+    let run = Run {
+        network: false,
+        limits: &limits,
+        monitoring: "aggressive",
+        options: &["--timeout", "500ms", "--soft", "3s", "--hard", "4500ms", "--adaptive", "no"],
+        words: &words,
+    };
+    let (code, records) = run.to_the_end(false);
+    assert_eq!(code, 124, "{records:#?}");
+    assert_eq!(rules(&records), ["cpu_mining"]);
+    let activity: Vec<_> = records.iter().filter(|r| r["event"] == "activity").collect();
+    assert!(activity.len() >= 2, "{records:#?}");
+    let busiest = &activity[0]["processes"][0];
+    assert_eq!(activity[0]["processes"].as_array().unwrap().len(), 4);
+    assert_eq!((busiest["name"].as_str(), busiest["args"][1].as_str()), (Some("hostile"), Some("burn")), "{busiest}");
+    assert!(busiest["cpu_ms"].as_u64().unwrap() > 50 && busiest["descriptors"].as_u64() == Some(3), "{busiest}");
+}
+
+#[test]
+fn what_ends_in_good_order_is_no_attack() {
+    if image().is_none() {
+        return;
+    }
+    let Some(gateway) = gateway() else { return };
+    let receiver = Receiver::new();
+    let tcp = receiver.tcp.to_string();
+    // A server that flushes for two seconds; a build that starts many short processes; a result of 900 kB that is sent.
+    let flush = "trap 'i=0; while [ $i -lt 20 ]; do echo line >> /tmp/log; sleep 0.1; i=$((i+1)); done; exit 0' TERM; while :; do sleep 0.1; done";
+    let build =
+        "trap 'i=0; while [ $i -lt 150 ]; do /bin/true; i=$((i+1)); done; exit 0' TERM; while :; do sleep 0.1; done";
+    for words in [
+        vec!["sh", "-c", flush],
+        vec!["sh", "-c", build],
+        vec!["/hostile", "exfiltrate", &gateway, &tcp, "900000", "slowly"],
+    ] {
+        for monitoring in ["standard", "aggressive"] {
+            let (code, records) = attack(&words, true, monitoring);
+            assert_eq!((code, rules(&records)), (143, vec![]), "{words:?}: {records:#?}");
+            let seal = records.last().unwrap();
+            assert_eq!(seal["process"]["exit_code"], 0, "it ended by itself: {seal:#}");
+        }
+    }
+    assert_eq!(receiver.seen().0, 1_800_000, "both uploads arrived whole");
+}
+
+#[test]
+fn busy_processes_under_a_quota_do_not_starve_the_supervisor() {
+    if image().is_none() {
+        return;
+    }
+    let limits = ["--memory=256m", "--cpus=0.2", "--pids-limit=400"];
+    for busy in ["64", "256"] {
+        let words = ["/hostile", "burn", busy];
+        let options = ["--grace", "3s", "--risk", "high"];
+        let run = Run { network: false, limits: &limits, monitoring: "aggressive", options: &options, words: &words };
+        let started = std::time::Instant::now();
+        let (code, records) = run.stopped();
+        assert_eq!(code, 143, "{records:#?}");
+        let asked = records.iter().find(|r| r["event"] == "termination_requested").unwrap();
+        let seal = records.last().unwrap();
+        let took = super::revoke::time_of(seal["time"].as_str().unwrap())
+            - super::revoke::time_of(asked["time"].as_str().unwrap());
+        assert!(took < 2.7, "{busy}: {took} s of 0.9 x 3 s: {seal:#}");
+        assert!(started.elapsed().as_secs() < 30);
+        println!("{busy} busy processes: sealed {took:.3} s after the stop, {}", seal["escalation"]);
+    }
+}
+
+#[test]
+fn a_fork_bomb_of_escapees_is_dead_and_sealed_in_time() {
+    if image().is_none() {
+        return;
+    }
+    let limits = ["--memory=1g", "--pids-limit=2100"];
+    let words = ["/hostile", "forks", "2000", "2000"];
+    let options = ["--grace", "5s"];
+    for _ in 0..3 {
+        let run = Run { network: false, limits: &limits, monitoring: "aggressive", options: &options, words: &words };
+        let (_, records) = run.stopped();
+        let seal = records.last().unwrap();
+        let asked = records.iter().find(|r| r["event"] == "termination_requested").unwrap();
+        let took = super::revoke::time_of(seal["time"].as_str().unwrap())
+            - super::revoke::time_of(asked["time"].as_str().unwrap());
+        assert!(took < 4.5, "{took}: {seal:#}");
+        let kill = seal["escalation"].as_array().unwrap().last().unwrap();
+        assert_eq!((kill["rung"].as_str(), kill["survivors"].as_u64()), (Some("kill"), Some(0)), "{seal:#}");
+    }
+}
