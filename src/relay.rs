@@ -237,10 +237,7 @@ impl Stream {
         while looked < ONE_LOOK && (*left > 0 || !self.held.is_empty()) {
             let allowed = usize::try_from(*left).unwrap_or(usize::MAX).min(CHUNK);
             let result = if !self.held.is_empty() {
-                self.to.write(&self.held).map(|n| {
-                    self.held.drain(..n.min(self.held.len()));
-                    n
-                })
+                self.to.write(&self.held).inspect(|&n| drop(self.held.drain(..n.min(self.held.len()))))
             } else if let Some(from) = self.from.as_ref().filter(|_| self.splices) {
                 self.to.splice(from, allowed).inspect(|&n| *left = left.saturating_sub(length(n)))
             } else {
