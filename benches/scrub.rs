@@ -3,7 +3,13 @@
 //! `cargo bench --bench scrub -- [PAIRS] [WORD...]`; a WORD keeps only the cases whose name holds it. Each sample has a
 //! tree of its own, made just before and synced, in a fresh directory below `/dev/shm` (tmpfs) or target/ (disk), and
 //! nothing else is ever deleted. One CPU is this process, and so both sides, bound to one.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::cast_precision_loss)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_precision_loss
+)]
 
 use gracekeeper::kernel::clock;
 use gracekeeper::scrub::job;

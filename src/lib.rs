@@ -13,6 +13,7 @@ pub mod audit;
 pub mod confine;
 pub mod kernel;
 pub mod machine;
+pub mod relay;
 pub mod revoke;
 pub mod scrub;
 pub mod seal;
@@ -31,6 +32,7 @@ use machine::status::LaunchFailure;
 use machine::step::{Event, Machine};
 use machine::types::Instant;
 use nix::sys::signal::Signal;
+use relay::Relay;
 use settings::cli::printable;
 use settings::{AuditFile, LogFormat, Settings};
 use std::ffi::OsString;
@@ -78,6 +80,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
     if let Some(line) = settings.scrub.iter().find_map(|path| scrub::targets::refuse(path, &protected)) {
         return Err(line);
     }
+    let relay = settings.output_limit.map(Relay::open).transpose()?;
     let signals = signals::Signals::open().map_err(|e| format!("cannot handle signals: {e}"))?;
     let everything = Everything::new(pid1).map_err(|e| format!("cannot become child subreaper: {e}"))?;
     let log = Log::open(Config {
@@ -158,6 +161,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         targets,
         facts,
         scrub: None,
+        relay,
         asked: None,
         killing: None,
         frozen: revoke::Frozen::default(),
@@ -167,11 +171,17 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         refreeze: Instant::default(),
         spoofed_window: (Instant::default(), 0),
     };
-    let failed = match command.and_then(|c| {
-        spawn::spawn(&c, &confinement).inspect_err(|e| {
+    let output = supervisor.relay.as_ref().and_then(Relay::writers);
+    let spawned = command.and_then(|c| {
+        spawn::spawn(&c, &confinement, output).inspect_err(|e| {
             supervisor.facts.error(format!("fork: {} ({e:?})", e.desc()));
         })
-    }) {
+    });
+    if let Some(relay) = &mut supervisor.relay {
+        relay.forked();
+        supervisor.facts.enforced("output_relay", relay.outcome());
+    }
+    let failed = match spawned {
         Ok(child) => {
             if terminal {
                 spawn::set_group(child.pid);
@@ -198,9 +208,6 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
 fn refuse_what_is_not_there(settings: &Settings) -> Result<(), String> {
     if settings.policy.is_some() {
         return Err("--policy is not in this version".into());
-    }
-    if settings.output_limit.is_some() {
-        return Err("--output-limit is not in this version".into());
     }
     Ok(())
 }

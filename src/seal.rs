@@ -6,7 +6,7 @@ use crate::audit::chain;
 use crate::audit::log::Log;
 use crate::audit::record::{
     Adjustment, Body, Cleanup, Detection, EndedProcess, Escalation, EvaluationStarted, EvaluationTerminated, Limits,
-    PlanRecord, Resources, RiskRecord, StartedProcess, TerminationRequested,
+    Output, PlanRecord, Resources, RiskRecord, StartedProcess, TerminationRequested,
 };
 use crate::audit::time::rfc3339;
 use crate::kernel::counters::Counters;
@@ -57,6 +57,7 @@ pub struct Facts {
     max_rss: u64,
     peak: Option<u64>,
     baseline: Option<Counters>,
+    output: Option<Output>,
 }
 
 impl Facts {
@@ -90,6 +91,7 @@ impl Facts {
             max_rss: 0,
             peak: None,
             baseline,
+            output: None,
         }
     }
 
@@ -106,6 +108,12 @@ impl Facts {
         if self.errors.len() < ERRORS_KEPT {
             self.errors.push(line);
         }
+    }
+
+    /// What became of the output, where it is limited.
+    pub fn output(&mut self, (output, trouble): (Output, Vec<String>)) {
+        self.output = Some(output);
+        trouble.into_iter().for_each(|line| self.error(line));
     }
 
     /// What became of a protection.
@@ -253,6 +261,7 @@ impl Facts {
                 network_attempts: counted.network_attempts,
             },
             cleanup,
+            output: self.output.clone(),
             enforcement: words(|o| Some(o.word().to_owned())),
             enforcement_errors: words(|o| o.cause().map(|c| c.to_string())),
             spoofed_signals: self.spoofed_signals,
@@ -356,6 +365,7 @@ pub fn of_a_panic(what: &str) -> EvaluationTerminated {
         detections: Vec::new(),
         resources: Resources::default(),
         cleanup: Cleanup::default(),
+        output: None,
         enforcement: BTreeMap::new(),
         enforcement_errors: BTreeMap::new(),
         spoofed_signals: 0,

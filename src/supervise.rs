@@ -14,6 +14,7 @@ use crate::kernel::{clock, limits};
 use crate::machine::status::LaunchFailure;
 use crate::machine::step::{Action, Event, Machine, State};
 use crate::machine::types::{Behaviour, Instant, Rule, StopSignal};
+use crate::relay::Relay;
 use crate::revoke::{self, Frozen};
 use crate::scrub::job::{self, Job};
 use crate::scrub::targets::Target;
@@ -83,6 +84,8 @@ pub struct Supervisor {
     pub facts: seal::Facts,
     /// The running scrub.
     pub scrub: Option<Job>,
+    /// The workload's output, where it is limited.
+    pub relay: Option<Relay>,
     /// The term rung, until the trigger is recorded.
     pub asked: Option<Escalation>,
     /// The kill rung, until its counts are known.
@@ -114,8 +117,9 @@ impl Supervisor {
             // Signals before reaping: a sender that is still a zombie can be told from a stranger.
             self.take_signals();
             self.take_handshake();
+            self.relay(Relay::ready);
             self.reap();
-            if self.scrub.as_ref().is_some_and(Job::is_done) {
+            if self.scrub.as_ref().is_some_and(Job::is_done) && self.output_settled() {
                 self.feed(Event::Scrubbed);
             }
             if let Some(asked) = asked
@@ -134,7 +138,8 @@ impl Supervisor {
         if matches!(self.machine.state(), State::Done(_)) {
             return;
         }
-        let timeout = asked.map(|at| at.since(clock::now()));
+        let due = self.relay.as_ref().and_then(Relay::due).filter(|_| !self.output_settled());
+        let timeout = asked.into_iter().chain(due).min().map(|at| at.since(clock::now()));
         let mut fds = vec![self.signals.poll_fd()];
         if self.machine.state() == State::Launching
             && let Some(child) = &self.child
@@ -143,14 +148,27 @@ impl Supervisor {
         }
         if let Some(fd) = self.scrub.as_ref().filter(|s| !s.is_done()).and_then(Job::fd) {
             fds.push(PollFd::new(fd, PollFlags::POLLIN));
-        } else if self.scrub.is_some() {
+        } else if self.scrub.is_some() && self.output_settled() {
             return;
         }
+        fds.extend(self.relay.iter().flat_map(Relay::fds));
         if let Err(errno) = self.signals.wait(&mut fds, timeout) {
             self.facts.error(format!("ppoll: {errno:?}"));
             // Without a wait the loop cannot see its deadlines: end it now rather than spin or hang.
             self.feed(Event::Fault);
         }
+    }
+
+    /// Lets the relay look at its pipes, and acts on what it says.
+    fn relay(&mut self, look: fn(&mut Relay, Instant) -> Option<Event>) {
+        if let Some(event) = self.relay.as_mut().and_then(|relay| look(relay, clock::now())) {
+            self.feed(event);
+        }
+    }
+
+    /// Whether the output is where it belongs, or its readers had their time.
+    fn output_settled(&self) -> bool {
+        self.relay.as_ref().is_none_or(|relay| relay.settled(clock::now()))
     }
 
     fn take_signals(&mut self) {
@@ -294,6 +312,8 @@ impl Supervisor {
             self.facts.ended = Some(SystemTime::now());
             // Its exec, or the failure of it, came before its end.
             self.read_handshake();
+            // And so did all that it wrote: past the limit, that is the verdict.
+            self.relay(|relay, _| relay.exceeded());
             let alone = alone || self.strangers_only();
             if !alone {
                 // What it left running is watched from here on.
@@ -455,6 +475,9 @@ impl Supervisor {
                 // Nothing of the workload is left; operators' processes go with the namespace.
                 let targets = std::mem::take(&mut self.targets);
                 self.scrub = Some(job::start(targets, until));
+                if let Some(relay) = &mut self.relay {
+                    relay.drain(clock::now());
+                }
             }
             Action::Shorten { until } => {
                 if let Some(scrub) = &self.scrub {
@@ -463,6 +486,9 @@ impl Supervisor {
             }
             Action::Seal => {
                 self.killed();
+                if let Some(relay) = &mut self.relay {
+                    self.facts.output(relay.close(clock::now()));
+                }
                 let record = self.facts.seal(&self.machine, self.scrub.as_ref(), &self.targets, &self.shared);
                 self.shared.log().seal(record);
                 if self.terminal {

@@ -95,6 +95,7 @@ fn seal() -> EvaluationTerminated {
             budget_ms: 1,
             used_ms: 1,
         },
+        output: Some(Output { limit: 3, delivered: 1, undelivered: 1, beyond: 1 }),
         enforcement: [("landlock".to_owned(), "unavailable".to_owned())].into(),
         enforcement_errors: [("landlock".to_owned(), "ENOSYS".to_owned())].into(),
         spoofed_signals: 0,

@@ -239,6 +239,9 @@ pub struct EvaluationTerminated {
     pub resources: Resources,
     /// What the scrub did.
     pub cleanup: Cleanup,
+    /// The relayed output, with `--output-limit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<Output>,
     /// Each protection's outcome.
     pub enforcement: BTreeMap<String, String>,
     /// Why a protection is not `enforced`, by the same names.
@@ -309,6 +312,19 @@ pub struct Resources {
     pub bytes_sent: Option<u64>,
     /// Connections opened and datagrams sent.
     pub network_attempts: Option<u64>,
+}
+
+/// What became of the workload's stdout and stderr, together, in bytes.
+#[derive(Debug, Clone, Serialize)]
+pub struct Output {
+    /// `--output-limit`
+    pub limit: u64,
+    /// Handed on.
+    pub delivered: u64,
+    /// Within the limit, but nobody took it.
+    pub undelivered: u64,
+    /// Beyond the limit, and dropped.
+    pub beyond: u64,
 }
 
 /// What the scrub did.

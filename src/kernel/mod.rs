@@ -11,6 +11,7 @@ pub mod landlock;
 pub mod limits;
 pub mod nowait;
 pub mod outcome;
+pub mod pipe;
 pub mod proc;
 pub mod ptrace;
 pub mod random;

@@ -108,6 +108,7 @@ pub enum Handshake {
 
 const FAILED_EXEC: u8 = 1;
 const FAILED_CHDIR: u8 = 2;
+const FAILED_DUP: u8 = 3;
 const TAIL: usize = 5;
 
 impl Child {
@@ -143,18 +144,23 @@ impl Child {
         match self.message.get(REPORT..REPORT + TAIL) {
             Some(&[kind, a, b, c, d]) => {
                 let errno = Errno::from_raw(i32::from_ne_bytes([a, b, c, d]));
-                Handshake::Failed(if kind == FAILED_CHDIR { "chdir" } else { "execve" }, errno)
+                let call = match kind {
+                    FAILED_CHDIR => "chdir",
+                    FAILED_DUP => "dup2",
+                    _ => "execve",
+                };
+                Handshake::Failed(call, errno)
             }
             _ => Handshake::Launched,
         }
     }
 }
 
-/// Forks and lets the child prepare and exec itself.
+/// Forks and lets the child prepare and exec itself. `output`, both from 3 up, become its stdout and stderr.
 ///
 /// # Errors
 /// The errno of `pipe2(2)` or `fork(2)`; nothing runs then.
-pub fn spawn(command: &Command, prepare: &dyn Prepare) -> Result<Child, Errno> {
+pub fn spawn(command: &Command, prepare: &dyn Prepare, output: Option<(RawFd, RawFd)>) -> Result<Child, Errno> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     // A descriptor closed at start must not become the pipe: the child would take it for its stdin.
@@ -176,10 +182,16 @@ pub fn spawn(command: &Command, prepare: &dyn Prepare) -> Result<Child, Errno> {
             let mut report = [0u8; REPORT];
             let mut kind = FAILED_EXEC;
             let mut errno = Errno::ENOENT;
+            let mut ready = true;
+            if let Some((stdout, stderr)) = output {
+                // SAFETY: dup2(2) takes two integers; without its output counted the command must not run.
+                if unsafe { libc::dup2(stdout, 1) } == -1 || unsafe { libc::dup2(stderr, 2) } == -1 {
+                    (kind, errno, ready) = (FAILED_DUP, Errno::last(), false);
+                }
+            }
             prepare.apply(&[out], &mut report);
             put(out, &report);
-            let mut ready = true;
-            if let Some(dir) = &command.workdir {
+            if let Some(dir) = command.workdir.as_ref().filter(|_| ready) {
                 // SAFETY: chdir(2) reads a NUL-terminated string, which CString is.
                 if unsafe { libc::chdir(dir.as_ptr()) } != 0 {
                     (kind, errno, ready) = (FAILED_CHDIR, Errno::last(), false);
@@ -204,7 +216,11 @@ pub fn set_group(child: i32) {
     let _ = nix::unistd::setpgid(Pid::from_raw(child), Pid::from_raw(child));
 }
 
-fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+/// The descriptor, or a duplicate of it, from 3 up.
+///
+/// # Errors
+/// The errno of `fcntl(2)`.
+pub fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     use std::os::fd::FromRawFd;
     if fd.as_raw_fd() > 2 {
         return Ok(fd);

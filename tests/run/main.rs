@@ -5,6 +5,7 @@
 mod docker;
 mod laptop;
 mod pid1;
+mod relay;
 mod revoke;
 #[path = "../support/schema.rs"]
 mod schema;

@@ -1,0 +1,307 @@
+//! `--output-limit`: the workload's stdout and stderr are pipes of ours; what comes is counted, both together, and handed on
+//! to where ours go, up to the limit.
+//!
+//! Invariants: not a byte beyond the limit is handed on, and none before it is dropped while its reader reads; each
+//! stream keeps its order; nothing here waits, so a reader that is stuck or gone holds up neither the ladder nor the
+//! seal, and what it did not get is counted.
+
+use crate::audit::record::Output;
+use crate::kernel::outcome::{Cause, Outcome};
+use crate::kernel::pipe::{self, Destination};
+use crate::machine::step::Event;
+use crate::machine::types::Instant;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// What one step moves at most.
+const CHUNK: usize = 64 * 1024;
+/// What one look at a stream moves at most, before the loop looks at its signals again. More than a pipe holds, so that
+/// one look empties it.
+const ONE_LOOK: usize = 16 * CHUNK;
+/// How long a reader that does not read is waited for once the workload is dead.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// One stream on its way.
+#[derive(Debug)]
+struct Stream {
+    name: &'static str,
+    /// The workload's end of it; `None` after its end, or where its reader is gone.
+    from: Option<OwnedFd>,
+    to: Destination,
+    splices: bool,
+    /// Taken out of the pipe and not yet written (only where `splice` is not possible).
+    held: Vec<u8>,
+    /// The destination takes nothing at the moment.
+    full: bool,
+    /// Handed on.
+    delivered: u64,
+    /// Within the limit, and nobody took it.
+    lost: u64,
+    failure: Option<Errno>,
+}
+
+/// Both streams and what they may still write.
+#[derive(Debug)]
+pub struct Relay {
+    limit: u64,
+    left: u64,
+    over: bool,
+    /// Beyond the limit, and dropped.
+    beyond: u64,
+    streams: Vec<Stream>,
+    /// The workload's ends, until the fork.
+    writers: Option<(OwnedFd, Option<OwnedFd>)>,
+    buffer: Vec<u8>,
+    /// When the last byte moved, once the workload is dead.
+    last: Option<Instant>,
+}
+
+impl Relay {
+    /// Makes the pipes. Where stdout and stderr are one file, one pipe serves both, which keeps the order between them.
+    ///
+    /// # Errors
+    /// One line: which call, and its errno.
+    pub fn open(limit: u64) -> Result<Self, String> {
+        let fail = |what: &'static str| move |e: Errno| format!("--output-limit: {what}: {} ({e:?})", e.desc());
+        let stdout = Destination::of(std::io::stdout()).map_err(fail("stdout"))?;
+        let stderr = Destination::of(std::io::stderr()).map_err(fail("stderr"))?;
+        let (out, write_out) = pipe::pair().map_err(fail("pipe"))?;
+        let one = stdout.is(&stderr);
+        let mut streams = vec![Stream::new(if one { "output" } else { "stdout" }, out, stdout)];
+        let mut write_err = None;
+        if !one {
+            let (err, write) = pipe::pair().map_err(fail("pipe"))?;
+            streams.push(Stream::new("stderr", err, stderr));
+            write_err = Some(write);
+        }
+        Ok(Self {
+            limit,
+            left: limit,
+            over: false,
+            beyond: 0,
+            streams,
+            writers: Some((write_out, write_err)),
+            buffer: Vec::new(),
+            last: None,
+        })
+    }
+
+    /// The workload's stdout and stderr, until `forked`.
+    #[must_use]
+    pub fn writers(&self) -> Option<(RawFd, RawFd)> {
+        let (out, err) = self.writers.as_ref()?;
+        Some((out.as_raw_fd(), err.as_ref().unwrap_or(out).as_raw_fd()))
+    }
+
+    /// The child has its ends, or there is none: ours are closed, so that the pipes can end.
+    pub fn forked(&mut self) {
+        self.writers = None;
+    }
+
+    /// Whether every write can be kept from waiting.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        if self.streams.iter().all(|s| s.to.never_waits()) {
+            Outcome::Enforced
+        } else {
+            Outcome::Degraded(Cause::because(
+                "stdout or stderr cannot be opened anew: a stuck reader may hold up a write",
+            ))
+        }
+    }
+
+    /// What to wait for: the pipe where something may come, else the destination that is full.
+    pub fn fds(&self) -> impl Iterator<Item = PollFd<'_>> {
+        self.streams.iter().filter_map(|s| {
+            if s.waits_for_room() {
+                return Some(PollFd::new(s.to.as_fd(), PollFlags::POLLOUT));
+            }
+            s.from.as_ref().map(|from| PollFd::new(from.as_fd(), PollFlags::POLLIN))
+        })
+    }
+
+    /// Moves what can be moved now; the limit's event, once, where there is more than it allows.
+    pub fn ready(&mut self, now: Instant) -> Option<Event> {
+        let mut moved = false;
+        for stream in &mut self.streams {
+            let before = self.left;
+            moved |= stream.forward(&mut self.left, &mut self.buffer);
+            moved |= before != self.left;
+            if self.left == 0 && !stream.waits_for_room() {
+                let dropped = stream.discard(&mut self.buffer);
+                self.beyond = self.beyond.saturating_add(dropped);
+            }
+        }
+        if moved && let Some(last) = self.last.as_mut() {
+            *last = now;
+        }
+        self.exceeded()
+    }
+
+    /// The limit's event, once: from what was taken and what is still in the pipes, so that a slow reader changes nothing.
+    pub fn exceeded(&mut self) -> Option<Event> {
+        if self.over {
+            return None;
+        }
+        let waiting = self.streams.iter().map(Stream::queued).fold(0, u64::saturating_add);
+        self.over = self.beyond > 0 || waiting > self.left;
+        self.over.then_some(Event::OutputLimit)
+    }
+
+    /// The workload is dead: what is in the pipes is all there will be.
+    pub fn drain(&mut self, now: Instant) {
+        self.last = Some(now);
+    }
+
+    /// Whether nothing more is to be waited for, once the workload is dead: all is handed on, or no reader reads.
+    #[must_use]
+    pub fn settled(&self, now: Instant) -> bool {
+        self.streams.iter().all(|s| !s.waits_for_room() && (self.left == 0 || s.queued() == 0))
+            || self.due().is_some_and(|due| now >= due)
+    }
+
+    /// When the readers' time is up, once the workload is dead.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.last.map(|last| last.plus(PATIENCE))
+    }
+
+    /// The last look, and the account: what was handed on, and one line for each stream that lost something.
+    pub fn close(&mut self, now: Instant) -> (Output, Vec<String>) {
+        let _ = self.ready(now);
+        let mut lines = Vec::new();
+        for stream in &mut self.streams {
+            // Whatever is left in the pipe counts against the limit as if it had been read.
+            let queued = stream.queued();
+            let within = queued.min(self.left);
+            self.left = self.left.saturating_sub(within);
+            self.beyond = self.beyond.saturating_add(queued.saturating_sub(within));
+            let held = u64::try_from(stream.held.len()).unwrap_or(u64::MAX);
+            stream.lost = stream.lost.saturating_add(within).saturating_add(held);
+            stream.held.clear();
+            stream.full = false;
+            stream.from = None;
+            match stream.failure {
+                Some(errno) => {
+                    lines.push(format!("{}: {} bytes not delivered: write: {errno:?}", stream.name, stream.lost));
+                }
+                None if stream.lost > 0 => {
+                    lines.push(format!("{}: {} bytes not delivered: nobody read them", stream.name, stream.lost));
+                }
+                None => {}
+            }
+        }
+        let sum = |of: fn(&Stream) -> u64| self.streams.iter().map(of).fold(0, u64::saturating_add);
+        let output = Output {
+            limit: self.limit,
+            delivered: sum(|s| s.delivered),
+            undelivered: sum(|s| s.lost),
+            beyond: self.beyond,
+        };
+        (output, lines)
+    }
+}
+
+impl Stream {
+    fn new(name: &'static str, from: OwnedFd, to: Destination) -> Self {
+        let splices = to.splices();
+        Self {
+            name,
+            from: Some(from),
+            to,
+            splices,
+            held: Vec::new(),
+            full: false,
+            delivered: 0,
+            lost: 0,
+            failure: None,
+        }
+    }
+
+    /// Whether its next byte is the destination's to take.
+    fn waits_for_room(&self) -> bool {
+        self.full || !self.held.is_empty()
+    }
+
+    fn queued(&self) -> u64 {
+        self.from.as_ref().map_or(0, |from| pipe::queued(from).unwrap_or(0))
+    }
+
+    /// Moves up to `left` bytes, and takes them off it; whether anything moved.
+    fn forward(&mut self, left: &mut u64, buffer: &mut Vec<u8>) -> bool {
+        let before = self.delivered;
+        self.full = false;
+        let mut looked = 0;
+        while looked < ONE_LOOK && (*left > 0 || !self.held.is_empty()) {
+            let allowed = usize::try_from(*left).unwrap_or(usize::MAX).min(CHUNK);
+            let result = if !self.held.is_empty() {
+                self.to.write(&self.held).inspect(|&n| drop(self.held.drain(..n.min(self.held.len()))))
+            } else if let Some(from) = self.from.as_ref().filter(|_| self.splices) {
+                self.to.splice(from, allowed).inspect(|&n| *left = left.saturating_sub(length(n)))
+            } else {
+                let Some(from) = self.from.as_ref() else { break };
+                buffer.resize(CHUNK, 0);
+                match nix::unistd::read(from, buffer.get_mut(..allowed).unwrap_or_default()) {
+                    Ok(0) => Ok(0),
+                    Ok(n) => {
+                        *left = left.saturating_sub(length(n));
+                        self.held.extend_from_slice(buffer.get(..n).unwrap_or_default());
+                        continue;
+                    }
+                    Err(Errno::EINTR) => continue,
+                    Err(_) => break,
+                }
+            };
+            match result {
+                // The end: every writer has closed it.
+                Ok(0) if self.held.is_empty() => self.from = None,
+                Ok(n) => {
+                    self.delivered = self.delivered.saturating_add(length(n));
+                    looked = looked.saturating_add(n.max(1));
+                }
+                Err(Errno::EINTR) => {}
+                // splice(2) says the same of an empty pipe and of a full destination.
+                Err(Errno::EAGAIN) => {
+                    self.full = !self.held.is_empty() || self.queued() > 0;
+                    break;
+                }
+                Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) if self.splices => self.splices = false,
+                Err(errno) => self.fail(errno, left),
+            }
+        }
+        self.delivered != before
+    }
+
+    /// Nobody takes it any more. The workload's next write gets what it would have got without us: SIGPIPE or EPIPE.
+    fn fail(&mut self, errno: Errno, left: &mut u64) {
+        let within = self.queued().min(*left);
+        *left = left.saturating_sub(within);
+        self.lost = self.lost.saturating_add(within).saturating_add(length(self.held.len()));
+        self.held.clear();
+        self.failure = Some(errno);
+        self.from = None;
+    }
+
+    /// Beyond the limit: read, so that a workload that was asked to stop is not held up in a write, and dropped.
+    fn discard(&mut self, buffer: &mut Vec<u8>) -> u64 {
+        let mut dropped: u64 = 0;
+        buffer.resize(CHUNK, 0);
+        while dropped < length(ONE_LOOK)
+            && let Some(from) = self.from.as_ref()
+        {
+            match nix::unistd::read(from, buffer) {
+                Ok(0) => self.from = None,
+                Ok(n) => dropped = dropped.saturating_add(length(n)),
+                Err(Errno::EINTR) => {}
+                Err(_) => break,
+            }
+        }
+        dropped
+    }
+}
+
+fn length(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}

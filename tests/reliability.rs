@@ -1,0 +1,317 @@
+//! Campaigns with a seed: a stop at any instant, the death of PID 1 at any instant, and a kernel that refuses one call.
+//! A few dozen runs each; GRACEKEEPER_RELIABILITY_RUNS sets how many, GRACEKEEPER_RELIABILITY_SEED repeats a failure.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, dead_code)]
+
+#[path = "support/schema.rs"]
+mod schema;
+#[path = "run/support.rs"]
+mod support;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use support::*;
+
+/// xorshift64; the seed is printed, and a failing test shows what it printed.
+struct Seed(u64);
+
+impl Seed {
+    fn new() -> Self {
+        let given = std::env::var("GRACEKEEPER_RELIABILITY_SEED").ok().and_then(|s| s.parse().ok());
+        let seed = given.unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+            u64::try_from(now.as_nanos() & 0xffff_ffff).unwrap() | 1
+        });
+        println!("GRACEKEEPER_RELIABILITY_SEED={seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+fn runs(otherwise: u64) -> u64 {
+    std::env::var("GRACEKEEPER_RELIABILITY_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
+}
+
+/// `gracekeeper WORDS` as PID 1 of a namespace of its own, once a line comes on stdin; `dir` is its /var/log.
+fn pid1(dir: &Path, words: &[&str]) -> Command {
+    let script = format!(
+        "set -e; mount --bind {} /var/log; mount -t tmpfs none /dev/shm; mount -t tmpfs none /var/tmp; \
+         mount -t tmpfs none /mnt; cp {BINARY} /mnt/gracekeeper; mount -t tmpfs none /tmp; cd /; \
+         read go; exec /mnt/gracekeeper \"$@\" </dev/null",
+        dir.display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount", "--mount-proc", "--kill-child", "sh", "-c", &script, "sh"]).args(words);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Its pid out here, once it is there.
+fn inner(child: &Child) -> i32 {
+    let mut pid = None;
+    until("the namespace has its PID 1", || {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
+        pid = children.trim().parse().ok();
+        // The shell, and no longer unshare itself.
+        pid.is_some_and(|p: i32| std::fs::read_link(format!("/proc/{p}/exe")).is_ok_and(|e| !e.ends_with("unshare")))
+    });
+    pid.unwrap()
+}
+
+fn go(child: &mut Child, pid: i32) {
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    until("it is gracekeeper", || {
+        let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
+        exe.map_or(true, |exe| exe.ends_with("gracekeeper"))
+    });
+}
+
+fn verify(file: &Path) -> Option<i32> {
+    Command::new(BINARY).arg("verify").arg(file).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code()
+}
+
+fn audit(dir: &tempfile::TempDir) -> PathBuf {
+    dir.path().join("security-audit.json")
+}
+
+/// A workload, its options, and what it may end with besides 143.
+fn workloads(m: &str) -> [(Vec<&'static str>, String, &'static [i32]); 6] {
+    let deaf = format!(
+        "trap '' TERM; (setsid sh -c 'trap \"\" TERM; sleep {m} & wait; sleep {m}' &); sleep {m} & wait; sleep {m}"
+    );
+    [
+        (vec![], format!("exec sleep {m}"), &[]),
+        (vec![], deaf.clone(), &[]),
+        (vec![], format!("setsid sh -c 'trap \"\" TERM; sleep {m} & wait; sleep {m}' & sleep 0.15; exit 7"), &[7]),
+        (vec![], format!("trap '' TERM; while :; do sleep {m} & true; kill -9 $!; done"), &[]),
+        (vec!["--output-limit", "3M"], "while :; do head -c 20000 /dev/zero; sleep 0.002; done".into(), &[121]),
+        (vec!["--timeout", "100ms"], deaf, &[124]),
+    ]
+}
+
+#[test]
+fn a_stop_at_any_instant_over_six_workloads() {
+    if !has("root") {
+        return;
+    }
+    let mut seed = Seed::new();
+    for round in 0..runs(36) {
+        let m = marker();
+        let kind = usize::try_from(round % 6).unwrap();
+        let (options, script, codes) = workloads(&m)[kind].clone();
+        let dir = tempfile::tempdir().unwrap();
+        let mut words = vec!["--grace", "3s", "--soft", "100ms", "--hard", "200ms"];
+        words.extend(options);
+        words.extend(["--", "sh", "-c", &script]);
+        let mut child = pid1(dir.path(), &words).spawn().unwrap();
+        let pid = inner(&child);
+        go(&mut child, pid);
+        // From 1 ms: between the kernel's exec and our first instruction a signal to PID 1 is dropped, whoever it is.
+        let after = 1000 + seed.below(400_000);
+        std::thread::sleep(Duration::from_micros(after));
+        let stopped = Instant::now();
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM); // ESRCH: it had completed.
+        let ran = finish(child, stopped);
+        let context = format!("round {round}, workload {kind}, TERM after {after} us: {ran:#?}");
+        let code = ran.code().unwrap();
+        assert!(code == 143 || codes.contains(&code), "{context}");
+        assert!(ran.took < Duration::from_secs(3), "in time: {context}");
+        assert_eq!(marked(&m), Vec::<u32>::new(), "nobody alive: {context}");
+        let records = records(&std::fs::read_to_string(audit(&dir)).unwrap());
+        let seals = records.iter().filter(|r| r["event"] == "evaluation_terminated").count();
+        assert_eq!(seals, 1, "one seal: {context}");
+        let seal = records.last().unwrap();
+        assert_eq!((&seal["event"], &seal["exit_code"]), (&"evaluation_terminated".into(), &code.into()), "{context}");
+        assert_eq!(verify(&audit(&dir)), Some(0), "{context}");
+        if kind == 4 {
+            let delivered = seal["output"]["delivered"].as_u64().unwrap();
+            assert_eq!(delivered, u64::try_from(ran.stdout.len()).unwrap(), "{context}");
+        }
+    }
+}
+
+#[test]
+fn the_death_of_pid_1_at_any_instant_leaves_a_file_that_says_so() {
+    if !has("root") {
+        return;
+    }
+    let mut seed = Seed::new();
+    let mut verdicts = [0_u32; 3];
+    for round in 0..runs(40) {
+        let m = marker();
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("trap '' TERM; sleep {m} & wait; sleep {m}");
+        let words = ["--timeout", "30ms", "--soft", "20ms", "--hard", "40ms", "--", "sh", "-c", &script];
+        let mut child = pid1(dir.path(), &words).spawn().unwrap();
+        let pid = inner(&child);
+        go(&mut child, pid);
+        let after = seed.below(140_000);
+        std::thread::sleep(Duration::from_micros(after));
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let ran = finish(child, Instant::now());
+        let context = format!("round {round}, KILL after {after} us: {ran:#?}");
+        until("the kernel took the namespace with it", || marked(&m).is_empty());
+        let file = audit(&dir);
+        let Ok(text) = std::fs::read_to_string(&file) else {
+            verdicts[0] += 1;
+            continue; // It had not come to opening it.
+        };
+        let lines: Vec<&str> = text.split('\n').collect();
+        let whole = lines.len() - 1;
+        for (n, line) in lines.iter().take(whole).enumerate() {
+            // Only the last line may be torn, and a torn one has no newline.
+            assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "line {n} of {text:?}: {context}");
+        }
+        let sealed = lines[..whole].last().is_some_and(|l| l.contains("\"event\":\"evaluation_terminated\""));
+        assert_eq!(verify(&file), Some(if sealed { 0 } else { 3 }), "{text}\n{context}");
+        verdicts[if sealed { 2 } else { 1 }] += 1;
+        // The next run appends, and is sealed; the earlier one stays what it was.
+        let next = run(gracekeeper().arg("--audit-file").arg(&file).args(["--", "true"]));
+        assert_eq!(next.code(), Some(0), "{context}\n{next:#?}");
+        let after = std::fs::read_to_string(&file).unwrap();
+        assert!(after.starts_with(&text) && after.trim_end().lines().last().unwrap().contains("evaluation_terminated"));
+        let honest = if sealed || text.is_empty() { 0 } else { 3 };
+        assert_eq!(verify(&file), Some(honest), "{after}\n{context}");
+    }
+    println!("no file yet {}, cut off {}, sealed {}", verdicts[0], verdicts[1], verdicts[2]);
+}
+
+/// The calls that strace saw, in order, as (name, how manieth of that name, line).
+fn calls(trace: &str) -> Vec<(String, u32, String)> {
+    let mut seen = std::collections::HashMap::new();
+    let mut calls = Vec::new();
+    for line in trace.lines() {
+        let Some((name, _)) = line.split_once('(') else { continue };
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            continue;
+        }
+        let n = seen.entry(name.to_owned()).or_insert(0);
+        *n += 1;
+        calls.push((name.to_owned(), *n, line.to_owned()));
+    }
+    calls
+}
+
+/// One traced run whose workload has to be killed; `inject` is one of strace's expressions.
+fn traced(as_pid1: bool, dir: &tempfile::TempDir, m: &str, inject: Option<&str>) -> (Ran, String) {
+    let script = format!(
+        "trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep {m} & wait; sleep {m}' & touch /tmp/g{m}; sleep {m} & wait; sleep {m}"
+    );
+    let log = dir.path().join("trace");
+    let file = audit(dir);
+    let began = Instant::now();
+    let strace = |rest: &[&str]| {
+        let mut command = Command::new("strace");
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+        command.args(["-q", "-s", "16", "-o"]).arg(&log);
+        if let Some(inject) = inject {
+            command.args(["-e", &format!("inject={inject}")]);
+        }
+        command.args(rest).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let options = ["--timeout", "120ms", "--soft", "60ms", "--hard", "120ms", "--output-limit", "1M", "--audit-file"];
+    let ran = if as_pid1 {
+        let mut words = options.to_vec();
+        words.extend(["/var/log/security-audit.json", "--", "sh", "-c", &script]);
+        let mut child = pid1(dir.path(), &words).spawn().unwrap();
+        let pid = inner(&child);
+        let mut tracer = strace(&["-p", &pid.to_string()]).spawn().unwrap();
+        until("strace has it", || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|l| l.strip_prefix("TracerPid:").is_some_and(|p| p.trim() != "0"))
+        });
+        go(&mut child, pid);
+        let ran = finish(child, began);
+        tracer.wait().unwrap();
+        ran
+    } else {
+        let mut command = strace(&[]);
+        command.arg(BINARY).args(options).arg(&file).args(["--", "sh", "-c", &script]);
+        finish(command.spawn().unwrap(), began)
+    };
+    (ran, std::fs::read_to_string(&log).unwrap_or_default())
+}
+
+/// After the fork, what the supervisor asks of the kernel: all but what cannot come back with an error.
+fn after_spawn(trace: &str) -> Vec<(String, u32, String)> {
+    let calls = calls(trace);
+    let fork = calls.iter().rposition(|(name, _, line)| {
+        matches!(name.as_str(), "clone" | "fork" | "vfork") && !line.contains("CLONE_THREAD")
+    });
+    let from = fork.expect("the trace has the fork") + 1;
+    calls[from..]
+        .iter()
+        .filter(|(name, ..)| !matches!(name.as_str(), "exit_group" | "exit" | "rt_sigreturn" | "restart_syscall"))
+        .cloned()
+        .collect()
+}
+
+#[test]
+fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
+    if !has("root") || !has("strace") {
+        return;
+    }
+    let mut seed = Seed::new();
+    for as_pid1 in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let m = marker();
+        let (ran, trace) = traced(as_pid1, &dir, &m, None);
+        assert_eq!(ran.code(), Some(124), "{ran:#?}\n{trace}");
+        let calls = after_spawn(&trace);
+        assert!(calls.len() > 20, "{trace}");
+        let mut tries: Vec<_> = calls
+            .iter()
+            .flat_map(|call| ["EPERM", "ENOSYS", "EAGAIN", "ENOMEM", "EINTR"].map(|errno| (call, errno)))
+            .collect();
+        let wanted = usize::try_from(runs(30)).unwrap();
+        println!("{} calls after the spawn, {} tries", calls.len(), tries.len().min(wanted));
+        for i in (1..tries.len()).rev() {
+            tries.swap(i, usize::try_from(seed.below(u64::try_from(i + 1).unwrap())).unwrap());
+        }
+        let mut wrong = Vec::new();
+        for ((name, n, line), errno) in tries.into_iter().take(wanted) {
+            let dir = tempfile::tempdir().unwrap();
+            let m = marker();
+            let (ran, trace) = traced(as_pid1, &dir, &m, Some(&format!("{name}:error={errno}:when={n}")));
+            let left = marked(&m);
+            left.iter().for_each(|&pid| signal(pid, "KILL"));
+            let hit = trace.lines().any(|l| l.ends_with("(INJECTED)"));
+            let text = std::fs::read_to_string(audit(&dir)).unwrap_or_default();
+            let mut all = records(&text);
+            all.extend(ran.records.iter().cloned());
+            let seal = all.iter().rev().find(|r| r["event"] == "evaluation_terminated");
+            // A loop that cannot wait ends at once, as gracekeeper's own failure.
+            let may_fail = name == "ppoll" && errno != "EINTR";
+            let right = ran.code() == Some(124) || (may_fail && ran.code() == Some(125));
+            let told = seal.is_some_and(|s| Some(s["exit_code"].as_i64().unwrap_or(-1)) == ran.code().map(i64::from));
+            // What is lost with these calls is visible to whoever reads the record.
+            let loses = matches!(name.as_str(), "fsync" | "fdatasync" | "splice" | "unlinkat")
+                && errno != "EINTR"
+                && errno != "EAGAIN";
+            let named = seal.is_some_and(|s| {
+                s["errors"].is_array() || s["cleanup_status"] != "complete" || !ran.records.is_empty()
+            });
+            if !left.is_empty() || !right || !told || (hit && loses && name != "splice" && !named) {
+                wrong.push(format!(
+                    "pid1 {as_pid1}, {errno} for {name} number {n} ({line}): hit {hit}, left {left:?}, status {:?}, seal {}\nstderr {}",
+                    ran.status,
+                    seal.map_or("none".into(), ToString::to_string),
+                    ran.stderr
+                ));
+            }
+        }
+        assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
+    }
+}
