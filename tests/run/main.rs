@@ -5,6 +5,7 @@
 mod docker;
 mod laptop;
 mod pid1;
+mod policy;
 #[path = "../support/schema.rs"]
 mod schema;
 mod support;
