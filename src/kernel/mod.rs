@@ -11,6 +11,7 @@ pub mod landlock;
 pub mod limits;
 pub mod nowait;
 pub mod outcome;
+pub mod probe;
 pub mod proc;
 pub mod random;
 pub mod reap;

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// Builds both images once; `None` where docker is not here.
-fn image() -> Option<&'static str> {
+pub fn image() -> Option<&'static str> {
     static BUILT: OnceLock<bool> = OnceLock::new();
     BUILT
         .get_or_init(|| {
@@ -23,7 +23,7 @@ fn image() -> Option<&'static str> {
         .then_some("gracekeeper-evaluation")
 }
 
-const RESTRICTED: [&str; 9] = [
+pub const RESTRICTED: [&str; 9] = [
     "--read-only",
     "--user=65532:65532",
     "--cap-drop=ALL",
