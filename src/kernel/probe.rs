@@ -107,8 +107,8 @@ impl Attack {
                 // SAFETY: io_uring_setup(2) reads and writes one io_uring_params (120 bytes).
                 Errno::result(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) }).map(drop)
             }
-            // SAFETY: socket(2) takes integers.
             Self::Socket => {
+                // SAFETY: socket(2) takes integers.
                 Errno::result(unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })
                     .map(drop)
             }
