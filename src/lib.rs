@@ -13,6 +13,7 @@ pub mod audit;
 pub mod confine;
 pub mod kernel;
 pub mod machine;
+pub mod policy;
 pub mod relay;
 pub mod revoke;
 pub mod scrub;
@@ -31,7 +32,9 @@ use machine::plan::Limits;
 use machine::status::LaunchFailure;
 use machine::step::{Event, Machine};
 use machine::types::Instant;
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use policy::Policy;
 use relay::Relay;
 use settings::cli::printable;
 use settings::{AuditFile, LogFormat, Settings};
@@ -69,7 +72,7 @@ fn start_log(settings: &Settings) {
 
 /// Everything before the loop; `?` is allowed up to the fork.
 fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
-    refuse_what_is_not_there(&settings)?;
+    let policy = settings.policy.as_deref().map(read_policy).transpose()?;
     let pid1 = nix::unistd::getpid().as_raw() == 1;
     let mut protected: Vec<PathBuf> = std::env::current_exe().into_iter().collect();
     match &settings.audit_file {
@@ -114,7 +117,11 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         binary: binary.as_deref(),
         old_mask: signals::old_mask(),
     });
-    let command = spawn::Command::new(&settings.command, &settings.workload_env, settings.workdir.as_deref());
+    let mut command = spawn::Command::new(&settings.command, &settings.workload_env, settings.workdir.as_deref());
+    let refused = match (&policy, &mut command) {
+        (Some(policy), Ok(command)) => allow(policy, command, &settings).err(),
+        _ => None,
+    };
 
     let word = settings.command.first().map(|w| printable(w)).unwrap_or_default();
     let executable = command
@@ -125,6 +132,9 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
     let baseline = supervise::counters(pid1, &everything);
     let mut facts = seal::Facts::new(&settings, executable, baseline);
     facts.enforced("supervisor_not_dumpable", dumpable);
+    if policy.is_some() {
+        facts.enforced("policy", Outcome::Enforced);
+    }
     if let Some(line) = private_error {
         facts.error(line);
     }
@@ -173,6 +183,10 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
     };
     let output = supervisor.relay.as_ref().and_then(Relay::writers);
     let spawned = command.and_then(|c| {
+        if let Some((line, errno)) = refused {
+            supervisor.facts.error(line);
+            return Err(errno);
+        }
         spawn::spawn(&c, &confinement, output).inspect_err(|e| {
             supervisor.facts.error(format!("fork: {} ({e:?})", e.desc()));
         })
@@ -193,8 +207,8 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
             supervisor.child = Some(child);
             None
         }
-        Err(nix::errno::Errno::ENOENT) => Some(LaunchFailure::NotFound),
-        Err(nix::errno::Errno::EINVAL) => Some(LaunchFailure::NotExecutable),
+        Err(Errno::ENOENT) => Some(LaunchFailure::NotFound),
+        Err(Errno::EINVAL | Errno::EACCES) => Some(LaunchFailure::NotExecutable),
         Err(_) => Some(LaunchFailure::NoProcess),
     };
     if let Some(failure) = failed {
@@ -204,12 +218,34 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
     Ok(supervisor)
 }
 
-/// What was asked for and would silently not happen is refused: nobody may take it for done.
-fn refuse_what_is_not_there(settings: &Settings) -> Result<(), String> {
-    if settings.policy.is_some() {
-        return Err("--policy is not in this version".into());
+/// Reads the policy file, before anything else is touched.
+fn read_policy(path: &Path) -> Result<Policy, String> {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+    let shown = printable(path.as_os_str());
+    let mut text = Vec::new();
+    // O_NONBLOCK: a FIFO is refused and not waited for. One byte more than allowed is enough to know that it is too long.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|e| format!("--policy {shown}: {e}"))?;
+    if !file.metadata().is_ok_and(|m| m.is_file()) {
+        return Err(format!("--policy {shown}: not a regular file"));
     }
-    Ok(())
+    file.take(policy::LIMIT + 1).read_to_end(&mut text).map_err(|e| format!("--policy {shown}: {e}"))?;
+    Policy::parse(&text).map_err(|why| format!("--policy {shown}: {why}"))
+}
+
+/// Fixes the one file that will be executed and asks the policy about it. What is refused, with the errno to act on.
+fn allow(policy: &Policy, command: &mut spawn::Command, settings: &Settings) -> Result<(), (String, Errno)> {
+    let stand = std::env::current_dir().unwrap_or_default().join(settings.workdir.as_deref().unwrap_or(Path::new("")));
+    let named =
+        |why: &str| format!("policy: {}: {why}", settings.command.first().map_or_else(String::new, |w| printable(w)));
+    let file = command.locate(&stand).map_err(|errno| (named(errno.desc()), errno))?;
+    let args = settings.command.get(1..).unwrap_or_default();
+    policy
+        .judge(&file, args, &spawn::place)
+        .map_err(|why| (format!("policy: {}: {why}", printable(file.as_os_str())), Errno::EACCES))?;
+    command.only(&file).map_err(|errno| (named(errno.desc()), errno))
 }
 
 /// The workload's own TMPDIR, below the one it would have had.

@@ -34,6 +34,12 @@ fn dispatch() -> Result<u8, String> {
             let hostname = kernel::proc::hostname();
             Ok(gracekeeper::run(resolve(raw, &env, hostname.as_deref()).map_err(usage)?))
         }
+        Invocation::Doctor { raw, json } => {
+            let env: Vec<_> = std::env::vars_os().collect();
+            let settings = resolve(raw, &env, kernel::proc::hostname().as_deref()).map_err(usage)?;
+            let (text, holds) = verbs::doctor::run(&settings, json)?;
+            print(&text).map(|_| u8::from(!holds))
+        }
         Invocation::Install(dest) => verbs::install::install(&dest).map(|()| 0),
         Invocation::Verify(args) => Ok(verbs::verify::run(&args)),
         Invocation::Profiles { json } => print(&verbs::profiles::text(json)),

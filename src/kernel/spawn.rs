@@ -76,6 +76,35 @@ impl Command {
         Ok(Self { candidates, argv, shell_argv, envp, workdir })
     }
 
+    /// The one file that is to be executed: the first candidate that is a regular file this UID may execute, by the real
+    /// path of its directory and its own name. The name's last link is left alone: a multi-call binary is another program
+    /// under each of its names. `from` is where the child will stand.
+    ///
+    /// # Errors
+    /// `ENOENT` where there is none, `EACCES` where one is there that cannot be executed.
+    pub fn locate(&self, from: &std::path::Path) -> Result<std::path::PathBuf, Errno> {
+        let mut errno = Errno::ENOENT;
+        for candidate in &self.candidates {
+            let path = from.join(OsStr::from_bytes(candidate.to_bytes()));
+            if let Some(place) = place(&path) {
+                if place.is_file() && nix::unistd::access(&place, nix::unistd::AccessFlags::X_OK).is_ok() {
+                    return Ok(place);
+                }
+                errno = if place.exists() { Errno::EACCES } else { errno };
+            }
+        }
+        Err(errno)
+    }
+
+    /// From now on this path and no other is executed.
+    ///
+    /// # Errors
+    /// `EINVAL` for a NUL byte.
+    pub fn only(&mut self, path: &std::path::Path) -> Result<(), Errno> {
+        self.candidates = vec![CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?];
+        Ok(())
+    }
+
     /// The first candidate that is there: what the record calls the executable.
     #[must_use]
     pub fn found(&self) -> Option<&CStr> {
@@ -84,6 +113,16 @@ impl Command {
             .map(CString::as_c_str)
             .find(|c| nix::unistd::access(*c, nix::unistd::AccessFlags::X_OK).is_ok())
     }
+}
+
+/// The directory's real path with the entry's own name; `None` where the directory is not there or the path names one
+/// (`/`, `..`, a trailing slash).
+#[must_use]
+pub fn place(path: &std::path::Path) -> Option<std::path::PathBuf> {
+    if path.as_os_str().as_bytes().ends_with(b"/") || path.as_os_str().as_bytes().ends_with(b"/.") {
+        return None;
+    }
+    Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?))
 }
 
 /// A running child and the reading end of its handshake.

@@ -49,6 +49,13 @@ pub enum Invocation {
     Install(OsString),
     /// Check an audit file; the verb reads its own arguments.
     Verify(Vec<OsString>),
+    /// Try every protection of a run with these options.
+    Doctor {
+        /// The options.
+        raw: Raw,
+        /// As JSON.
+        json: bool,
+    },
     /// Print the risk table.
     Profiles {
         /// As JSON.
@@ -128,7 +135,8 @@ pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
                     [other, ..] => Err(UsageError(format!("profiles takes only --json, not {}", printable(other)))),
                 };
             }
-            "doctor" | "job" if !verb => {
+            "doctor" if !verb => return doctor(words.as_slice()),
+            "job" if !verb => {
                 return Err(UsageError(format!(
                     "the verb {text} is not in this version; to run a program of that name: gracekeeper -- {text}"
                 )));
@@ -143,6 +151,20 @@ pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
         return Err(UsageError("no command given; usage: gracekeeper [OPTIONS] -- COMMAND [ARG...]".into()));
     }
     Ok(Invocation::Run(raw))
+}
+
+/// The options of a run, and `--json`.
+fn doctor(words: &[OsString]) -> Result<Invocation, UsageError> {
+    let json = words.iter().any(|w| w == "--json");
+    let options = words.iter().filter(|w| *w != "--json").cloned();
+    let as_run: Vec<OsString> = options.chain(["--".into(), "doctor".into()]).collect();
+    match parse(&as_run)? {
+        Invocation::Run(raw) if raw.command.len() == 1 && raw.command.first().is_some_and(|w| w == "doctor") => {
+            Ok(Invocation::Doctor { raw, json })
+        }
+        asked @ (Invocation::Help | Invocation::Version) => Ok(asked),
+        _ => Err(UsageError("doctor takes --json and the options of a run, no command".into())),
+    }
 }
 
 fn value_after_equals(word: &OsStr) -> Option<OsString> {
@@ -160,6 +182,7 @@ pub fn help() -> String {
         "gracekeeper: a container entrypoint for untrusted code\n\n\
          usage: gracekeeper [OPTIONS] -- COMMAND [ARG...]   supervise COMMAND (`run` may be written first)\n\
          \x20      gracekeeper install DEST                    copy this binary to DEST\n\
+         \x20      gracekeeper doctor [--json] [OPTIONS]       try every protection here, for real\n\
          \x20      gracekeeper verify FILE [--json]            check an audit file\n\
          \x20      gracekeeper profiles [--json]               print the risk table\n\
          \x20      gracekeeper --help | --version\n\n\

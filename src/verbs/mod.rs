@@ -1,5 +1,6 @@
 //! The verbs besides `run`.
 
+pub mod doctor;
 pub mod install;
 pub mod profiles;
 pub mod verify;

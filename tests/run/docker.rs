@@ -23,7 +23,7 @@ pub fn image() -> Option<&'static str> {
         .then_some("gracekeeper-evaluation")
 }
 
-const RESTRICTED: [&str; 9] = [
+pub const RESTRICTED: [&str; 9] = [
     "--read-only",
     "--user=65532:65532",
     "--cap-drop=ALL",

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod docker;
+mod doctor;
 mod laptop;
 mod pid1;
+mod policy;
 mod relay;
 mod revoke;
 #[path = "../support/schema.rs"]

@@ -1,0 +1,86 @@
+//! `doctor` says what is so: where a protection is there, and where it is taken away.
+
+use super::support::*;
+use serde_json::Value;
+use std::process::{Command, Output};
+
+fn report(out: &Output) -> Value {
+    assert!(matches!(out.status.code(), Some(0 | 1)), "{out:?}");
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(report["holds"], out.status.code() == Some(0), "{report:#}");
+    report
+}
+
+fn check<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let found = report["checks"].as_array().unwrap().iter().find(|c| c["name"] == name);
+    found.unwrap_or_else(|| panic!("no {name}: {report:#}"))
+}
+
+#[test]
+fn attacks_succeed_from_a_plain_child_and_not_from_a_confined_one() {
+    let report = report(&gracekeeper().args(["doctor", "--json", "--network", "deny"]).output().unwrap());
+    for name in [
+        "attack_supervisor_limits",
+        "attack_supervisor_priority",
+        "attack_supervisor_affinity",
+        "attack_supervisor_stop",
+        "attack_inherited_descriptor",
+        "attack_inet_socket",
+    ] {
+        let check = check(&report, name);
+        assert_eq!((&check["holds"], &check["without"]), (&true.into(), &"succeeds".into()), "{name}: {check}");
+    }
+    assert_eq!(check(&report, "revoke_files")["holds"], true);
+}
+
+#[test]
+fn an_audit_file_that_the_workload_can_reach_is_no_success() {
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    let file = dir.path().join("audit.json");
+    let doctor = |risk: &str| {
+        report(&gracekeeper().args(["doctor", "--json", "--risk", risk, "--audit-file"]).arg(&file).output().unwrap())
+    };
+    // Below /tmp the file rules are left out, and the workload has our UID.
+    let high = doctor("high");
+    assert_eq!((&high["holds"], &check(&high, "attack_audit_file")["holds"]), (&false.into(), &false.into()));
+    assert_eq!(check(&doctor("low"), "attack_audit_file")["wanted"], false);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it leaves nothing behind");
+    std::fs::write(&file, "").unwrap();
+    doctor("high");
+    assert!(file.exists(), "what was there stays");
+}
+
+#[test]
+fn options_are_checked_as_for_a_run() {
+    for (words, why) in [
+        (&["doctor", "--risk", "extreme"][..], "--risk"),
+        (&["doctor", "true"], "no command"),
+        (&["doctor", "--", "true"], "no command"),
+        (&["doctor", "verify"], "no command"),
+    ] {
+        let out = gracekeeper().args(words).output().unwrap();
+        let line = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(125), "{words:?}: {line}");
+        assert!(line.contains(why) && line.lines().count() == 1, "{line}");
+    }
+    let absent = gracekeeper().args(["doctor", "--audit-required", "yes"]).output().unwrap();
+    assert_eq!(absent.status.code(), Some(i32::from(!std::path::Path::new("/dev/termination-log").exists())));
+}
+
+#[test]
+fn everything_wanted_holds_in_the_tightest_pod() {
+    if super::docker::image().is_none() {
+        return;
+    }
+    for risk in ["low", "medium", "high", "critical"] {
+        let out = Command::new("docker")
+            .args(["run", "--rm"])
+            .args(super::docker::RESTRICTED)
+            .args(["gracekeeper-scratch", "doctor", "--json", "--risk", risk])
+            .output()
+            .unwrap();
+        let report = report(&out);
+        assert_eq!((&report["holds"], &report["pid1"]), (&true.into(), &true.into()), "{report:#}");
+        assert_eq!(check(&report, "attack_supervisor_limits")["without"], "succeeds", "{report:#}");
+    }
+}
