@@ -49,6 +49,8 @@ pub enum Invocation {
     Install(OsString),
     /// Check an audit file; the verb reads its own arguments.
     Verify(Vec<OsString>),
+    /// Print a Kubernetes Job; the verb reads its own arguments.
+    Job(Vec<OsString>),
     /// Print the risk table.
     Profiles {
         /// As JSON.
@@ -128,7 +130,8 @@ pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
                     [other, ..] => Err(UsageError(format!("profiles takes only --json, not {}", printable(other)))),
                 };
             }
-            "doctor" | "job" if !verb => {
+            "job" if !verb => return Ok(Invocation::Job(words.cloned().collect())),
+            "doctor" if !verb => {
                 return Err(UsageError(format!(
                     "the verb {text} is not in this version; to run a program of that name: gracekeeper -- {text}"
                 )));
@@ -162,6 +165,9 @@ pub fn help() -> String {
          \x20      gracekeeper install DEST                    copy this binary to DEST\n\
          \x20      gracekeeper verify FILE [--json]            check an audit file\n\
          \x20      gracekeeper profiles [--json]               print the risk table\n\
+         \x20      gracekeeper job TASK.json --image IMAGE     print a Kubernetes Job for {\"id\", \"command\", \"args\"}; also\n\
+         \x20          [--namespace NAME] [--gracekeeper-image IMAGE] [--entrypoint] and any option below but --job-id,\n\
+         \x20          --audit-key-env, --termination-log and --policy\n\
          \x20      gracekeeper --help | --version\n\n\
          Every option is also an environment variable; a flag beats the variable, the variable the profile.\n\n",
     );

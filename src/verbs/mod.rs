@@ -1,5 +1,6 @@
 //! The verbs besides `run`.
 
 pub mod install;
+pub mod job;
 pub mod profiles;
 pub mod verify;
