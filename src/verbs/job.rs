@@ -83,7 +83,7 @@ fn text_of(args: &[OsString]) -> Result<String, String> {
     let uuid = uuid()?;
     let mut job: Value = serde_json::from_str(TEMPLATE).map_err(|e| format!("the built-in template: {e}"))?;
     fill(&mut job, &asked, &task, &uuid, image, supervisor_image)?;
-    serde_json::to_string_pretty(&job).map(|text| text + "\n").map_err(|e| e.to_string())
+    Ok(format!("{job:#}\n"))
 }
 
 fn fill(
