@@ -219,7 +219,10 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
 }
 
 /// Reads the policy file, before anything else is touched.
-fn read_policy(path: &Path) -> Result<Policy, String> {
+///
+/// # Errors
+/// A line naming the file and what is wrong with it.
+pub fn read_policy(path: &Path) -> Result<Policy, String> {
     use std::io::Read;
     use std::os::unix::fs::OpenOptionsExt;
     let shown = printable(path.as_os_str());

@@ -42,6 +42,7 @@ fn dispatch() -> Result<u8, String> {
         }
         Invocation::Install(dest) => verbs::install::install(&dest).map(|()| 0),
         Invocation::Verify(args) => Ok(verbs::verify::run(&args)),
+        Invocation::Job(args) => verbs::job::text(&args).and_then(|job| print(&job)),
         Invocation::Profiles { json } => print(&verbs::profiles::text(json)),
         Invocation::Help => print(&help()),
         Invocation::Version => print(&format!("gracekeeper {}\n", env!("CARGO_PKG_VERSION"))),

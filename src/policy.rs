@@ -94,6 +94,13 @@ impl Policy {
         Ok(policy)
     }
 
+    /// The listed path that is `word`, or whose last part is: for a place whose files cannot be looked at.
+    #[must_use]
+    pub fn named(&self, word: &str) -> Option<&str> {
+        let is = |path: &str| path == word || path.rsplit('/').next() == Some(word);
+        self.commands.iter().map(|c| c.path.as_str()).find(|path| is(path))
+    }
+
     /// Whether `file`, the path of the very file that would be executed, may run with `args` (without the command word).
     /// `locate` gives the place of a listed path in the same form as `file`; entries without one name nothing that could
     /// run. Where several entries are the same place, every one of them has to agree.

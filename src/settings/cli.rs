@@ -56,6 +56,8 @@ pub enum Invocation {
         /// As JSON.
         json: bool,
     },
+    /// Print a Kubernetes Job; the verb reads its own arguments.
+    Job(Vec<OsString>),
     /// Print the risk table.
     Profiles {
         /// As JSON.
@@ -136,11 +138,7 @@ pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
                 };
             }
             "doctor" if !verb => return doctor(words.as_slice()),
-            "job" if !verb => {
-                return Err(UsageError(format!(
-                    "the verb {text} is not in this version; to run a program of that name: gracekeeper -- {text}"
-                )));
-            }
+            "job" if !verb => return Ok(Invocation::Job(words.cloned().collect())),
             _ => {}
         }
         raw.command.push(word.clone());
@@ -185,6 +183,9 @@ pub fn help() -> String {
          \x20      gracekeeper doctor [--json] [OPTIONS]       try every protection here, for real\n\
          \x20      gracekeeper verify FILE [--json]            check an audit file\n\
          \x20      gracekeeper profiles [--json]               print the risk table\n\
+         \x20      gracekeeper job TASK.json --image IMAGE     print a Kubernetes Job for {\"id\", \"command\", \"args\"}; also\n\
+         \x20          [--namespace NAME] [--gracekeeper-image IMAGE] [--entrypoint] and any option below but --job-id,\n\
+         \x20          --audit-key-env, --termination-log and --policy\n\
          \x20      gracekeeper --help | --version\n\n\
          Every option is also an environment variable; a flag beats the variable, the variable the profile.\n\n",
     );

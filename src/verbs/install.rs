@@ -1,5 +1,6 @@
 //! `gracekeeper install DEST`: this binary, copied so that DEST is at every instant the old file or the whole new one.
 
+use crate::kernel::random;
 use crate::settings::cli::printable;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, Permissions};
@@ -17,7 +18,9 @@ pub fn install(dest: &OsStr) -> Result<(), String> {
     let fail = |what: &str, path: &Path, error: &io::Error| {
         format!("install: {what} {}: {error}", printable(path.as_os_str()))
     };
-    if std::fs::symlink_metadata(dest).is_ok_and(|m| m.is_dir()) || dest.file_name().is_none() {
+    // `DIR/new/` names a directory too, whether or not it is there.
+    let slash = dest.as_os_str().as_encoded_bytes().ends_with(b"/");
+    if slash || std::fs::symlink_metadata(dest).is_ok_and(|m| m.is_dir()) || dest.file_name().is_none() {
         return Err(format!("install: {} is a directory; name the file to write", printable(dest.as_os_str())));
     }
     let parent = dest.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -33,19 +36,17 @@ pub fn install(dest: &OsStr) -> Result<(), String> {
         let _ = std::fs::remove_file(&temporary);
     }
     done?;
-    // The name is durable once its directory is.
-    File::open(parent).and_then(|d| d.sync_all()).map_err(|e| fail("cannot fsync", parent, &e))
+    // The name is durable once its directory is; a file that is in place and whole is installed either way (a directory that
+    // may be written but not read cannot even be opened).
+    if let Err(error) = File::open(parent).and_then(|d| d.sync_all()) {
+        crate::complain(&format!("{}, but the file is installed", fail("cannot fsync", parent, &error)));
+    }
+    Ok(())
 }
 
+/// A random name: what a killed install left behind (every one is pid 1 of its container) cannot block it.
 fn temporary(parent: &Path) -> io::Result<(PathBuf, File)> {
-    let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
-    for n in 0..16 {
-        let path = parent.join(format!(".gracekeeper-install-{}-{n}", std::process::id()));
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(file) => return Ok((path, file)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
-            Err(error) => return Err(error),
-        }
-    }
-    Err(last)
+    let name = u128::from_be_bytes(random::sixteen_bytes()?);
+    let path = parent.join(format!(".gracekeeper-install-{name:032x}"));
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map(|file| (path, file))
 }

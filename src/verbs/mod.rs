@@ -2,5 +2,6 @@
 
 pub mod doctor;
 pub mod install;
+pub mod job;
 pub mod profiles;
 pub mod verify;

@@ -474,11 +474,19 @@ fn install_is_atomic_and_repeatable() {
     signal(busy.id(), "TERM");
     busy.wait().unwrap();
     assert_eq!(Command::new(&dest).arg("--version").output().unwrap().status.code(), Some(0));
-    for bad in [dir.path().to_owned(), dir.path().join("no/such/dir")] {
+    for bad in [dir.path().to_owned(), dir.path().join("no/such/dir"), dir.path().join("new/")] {
         let ran = run(gracekeeper().arg("install").arg(&bad));
         assert_eq!((ran.code(), ran.stderr.lines().count()), (Some(125), 1), "{ran:#?}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+    // As PID 1 of its own namespace: the same pid each time, and what twenty killed ones of it left.
+    if has("root") {
+        for n in 0..20 {
+            std::fs::write(dir.path().join(format!(".gracekeeper-install-1-{n}")), "").unwrap();
+        }
+        let status = Command::new("unshare").args(["--pid", "--fork", BINARY, "install"]).arg(&dest).status().unwrap();
+        assert_eq!(status.code(), Some(0));
+    }
 }
 
 #[test]
