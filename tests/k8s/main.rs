@@ -182,3 +182,23 @@ fn the_overlays_say_what_the_binary_and_the_verb_say() {
         assert_eq!(built, printed, "{level}");
     }
 }
+
+#[test]
+fn the_allow_list_names_what_runs() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let policy = r#"{"version":1,"commands":[{"path":"/bin/echo","max_args":2}]}"#;
+    std::fs::write(file.path(), policy).unwrap();
+    let list = file.path().to_str().unwrap();
+    let job = good(TASK, &["--image", "i", "--policy", list]);
+    assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["command"][2], "/bin/echo");
+    // Controls: the same tasks make a Job without the list.
+    for task in [
+        json!({"id": "a", "command": "echo", "args": ["1", "2", "3"]}),
+        json!({"id": "a", "command": "sh"}),
+        json!({"id": "a", "command": "/usr/bin/echo"}),
+    ] {
+        let task = task.to_string();
+        good(&task, &["--image", "i"]);
+        assert_eq!(job_code(&task, &["--image", "i", "--policy", list]), Some(125), "{task}");
+    }
+}
