@@ -207,7 +207,7 @@ fn calls(trace: &str) -> Vec<(String, u32, String)> {
 /// One traced run whose workload has to be killed; `inject` is one of strace's expressions.
 fn traced(as_pid1: bool, dir: &tempfile::TempDir, m: &str, inject: Option<&str>) -> (Ran, String) {
     let script = format!(
-        "trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep {m} & wait; sleep {m}' & touch /tmp/g{m}; sleep {m} & wait; sleep {m}"
+        "trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep {m} & wait; sleep {m}' & sleep {m} & wait; sleep {m}"
     );
     let log = dir.path().join("trace");
     let file = audit(dir);
@@ -282,6 +282,7 @@ fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
             tries.swap(i, usize::try_from(seed.below(u64::try_from(i + 1).unwrap())).unwrap());
         }
         let mut wrong = Vec::new();
+        let (mut tried, mut hits) = (0, 0);
         for ((name, n, line), errno) in tries.into_iter().take(wanted) {
             let dir = tempfile::tempdir().unwrap();
             let m = marker();
@@ -289,6 +290,8 @@ fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
             let left = marked(&m);
             left.iter().for_each(|&pid| signal(pid, "KILL"));
             let hit = trace.lines().any(|l| l.ends_with("(INJECTED)"));
+            tried += 1;
+            hits += u32::from(hit);
             let text = std::fs::read_to_string(audit(&dir)).unwrap_or_default();
             let mut all = records(&text);
             all.extend(ran.records.iter().cloned());
@@ -313,6 +316,9 @@ fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
                 ));
             }
         }
+        // The order of calls differs a little from run to run; a campaign that hits nothing would prove nothing.
+        println!("pid1 {as_pid1}: {hits} of {tried} tries met their call");
+        assert!(hits * 2 > tried, "{hits} of {tried}");
         assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
     }
 }
