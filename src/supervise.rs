@@ -366,6 +366,10 @@ impl Supervisor {
             return;
         }
         let mut everything = self.shared.everything();
+        if everything.is_pressed() {
+            self.machine.press();
+            return;
+        }
         self.watch.begin(&mut everything);
         let alive = everything.members().map(|m| u64::try_from(m.len()).unwrap_or(u64::MAX));
         self.facts.peak(alive);

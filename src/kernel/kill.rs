@@ -4,6 +4,7 @@
 //! descendant that was not there before the spawn is ever signalled, through a pidfd and with its start time checked.
 
 use super::clock;
+use super::pressure::Pressure;
 use super::proc::{Identity, Proc, Stat};
 use crate::machine::types::Instant;
 use nix::errno::Errno;
@@ -26,6 +27,7 @@ pub struct Everything {
     /// No walk over `/proc` before this: the last one took too long.
     weary_until: Instant,
     patience: Duration,
+    pressure: Option<Pressure>,
 }
 
 /// How much CPU time a walk over `/proc` may take as PID 1, where it is for the record and no kill depends on it.
@@ -53,6 +55,7 @@ impl Everything {
             found: Vec::new(),
             weary_until: Instant::default(),
             patience: PATIENCE,
+            pressure: if pid1 { Pressure::open() } else { None },
         };
         if !pid1 {
             nix::sys::prctl::set_child_subreaper(true)?;
@@ -60,6 +63,12 @@ impl Everything {
             everything.strangers = everything.found.iter().map(Stat::identity).collect();
         }
         Ok(everything)
+    }
+
+    /// Whether the memory limit is used up, so that nothing but the kill can be afforded (as PID 1).
+    #[must_use]
+    pub fn is_pressed(&self) -> bool {
+        self.pressure.as_ref().is_some_and(Pressure::is_high)
     }
 
     /// There is a CPU quota: what PID 1 uses is taken from what it needs for the kill.
@@ -83,7 +92,7 @@ impl Everything {
     /// as PID 1, not in any reasonable time.
     pub fn members(&mut self) -> Option<&[Stat]> {
         self.proc_.as_ref()?;
-        if self.pid1 && clock::now() < self.weary_until {
+        if self.pid1 && (clock::now() < self.weary_until || self.is_pressed()) {
             return None;
         }
         self.find().then_some(&self.found)

@@ -12,6 +12,7 @@ pub mod limits;
 pub mod nowait;
 pub mod outcome;
 pub mod pipe;
+pub mod pressure;
 pub mod probe;
 pub mod proc;
 pub mod ptrace;

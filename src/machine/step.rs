@@ -160,6 +160,7 @@ pub struct Machine {
     effective: Option<Duration>,
     interrupts: u8,
     starved: bool,
+    pressed: bool,
     drained: bool,
 }
 
@@ -180,6 +181,7 @@ impl Machine {
             effective: None,
             interrupts: 0,
             starved: false,
+            pressed: false,
             drained: true,
         }
     }
@@ -187,6 +189,11 @@ impl Machine {
     /// What the workload was seen to do so far: the input of adaptive grace.
     pub const fn observe(&mut self, seen: Behaviour) {
         self.behaviour = seen;
+    }
+
+    /// There is no memory left: anything but the kill may take longer than there is time.
+    pub const fn press(&mut self) {
+        self.pressed = true;
     }
 
     /// Where the run stands.
@@ -291,7 +298,7 @@ impl Machine {
             (State::Launching | State::Running, Event::Stop(signal)) => {
                 self.count(signal);
                 self.begin(Trigger::Terminated(signal), now);
-                self.announce(false, &mut todo);
+                self.ask(false, &mut todo, now);
             }
             (State::Launching | State::Running, Event::Violation(rule)) => {
                 self.begin(Trigger::Violation(rule), now);
@@ -311,13 +318,7 @@ impl Machine {
                 if self.deadline().is_some_and(|due| now >= due) {
                     self.begin(Trigger::Timeout, now);
                     let left = self.plan.map_or(Duration::ZERO, |p| p.kill.since(now));
-                    if late(now.since(asked), left) {
-                        self.starved = true;
-                        self.kill(now, &mut todo);
-                        self.note(false, &mut todo);
-                    } else {
-                        self.announce(false, &mut todo);
-                    }
+                    self.ask(late(now.since(asked), left), &mut todo, now);
                 }
             }
 
@@ -450,6 +451,17 @@ impl Machine {
         self.trigger = Some((trigger, now));
         self.effective = Some(plan.kill.since(now));
         self.plan = Some(plan);
+    }
+
+    /// The polite request, or, where even that cannot be afforded, the kill.
+    fn ask(&mut self, late: bool, todo: &mut Actions, now: Instant) {
+        if late || self.pressed {
+            self.starved = true;
+            self.kill(now, todo);
+            self.note(false, todo);
+        } else {
+            self.announce(false, todo);
+        }
     }
 
     /// First rung: SIGTERM goes out before anything is written down.

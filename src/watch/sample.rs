@@ -115,6 +115,9 @@ impl Watch {
             return;
         }
         let began = clock::now();
+        if everything.is_pressed() {
+            return;
+        }
         self.walk(everything);
         self.listeners = sockdiag::tcp(&[state::LISTEN]).ok().map(|all| all.iter().map(listener).collect());
         let base = self.read(everything);
@@ -125,6 +128,10 @@ impl Watch {
     /// A sample of the grace.
     pub fn look(&mut self, everything: &mut Everything) -> Vec<Detected> {
         let began = clock::now();
+        if everything.is_pressed() {
+            self.again(began, self.interval());
+            return Vec::new();
+        }
         if self.walked.is_none_or(|walked| began.since(walked) >= WALK) {
             self.walk(everything);
         }
