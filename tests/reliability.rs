@@ -316,9 +316,10 @@ fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
                 ));
             }
         }
-        // The order of calls differs a little from run to run; a campaign that hits nothing would prove nothing.
+        // How many calls there are differs from run to run (a walk makes three for each process of the machine, when not PID
+        // 1); a campaign that hits next to nothing would prove nothing.
         println!("pid1 {as_pid1}: {hits} of {tried} tries met their call");
-        assert!(hits * 2 > tried, "{hits} of {tried}");
+        assert!(hits * 5 > tried, "{hits} of {tried}");
         assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
     }
 }
