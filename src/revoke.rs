@@ -282,7 +282,7 @@ impl Revoked {
 
     fn words(&mut self, settled: bool, members: &[Stat], outside: Outside) {
         let all = u64::try_from(members.len()).unwrap_or(u64::MAX);
-        let root = nix::unistd::geteuid().is_root() && root_of_the_machine();
+        let root = limits::nproc_does_not_bind();
         if root {
             self.error("RLIMIT_NPROC does not bind UID 0".to_owned());
         }
@@ -308,12 +308,4 @@ impl Revoked {
     pub fn frozen(&self) -> u64 {
         u64::try_from(self.frozen.who.len()).unwrap_or(u64::MAX)
     }
-}
-
-/// Whether our UID 0 is the machine's (user_namespaces(7)): only that one is free of RLIMIT_NPROC.
-fn root_of_the_machine() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let mut first = map.split_ascii_whitespace();
-    // Unreadable is taken for the worse.
-    first.next().is_none_or(|inside| inside == "0") && first.next().is_none_or(|outside| outside == "0")
 }

@@ -10,7 +10,7 @@ use crate::kernel::outcome::Outcome;
 use crate::kernel::reap::{self, Reaped};
 use crate::kernel::signals::{self, Code, Received, Signals};
 use crate::kernel::spawn::{Child, Handshake};
-use crate::kernel::{clock, limits};
+use crate::kernel::{clock, limits, sockdiag};
 use crate::machine::status::LaunchFailure;
 use crate::machine::step::{Action, Event, Machine, State};
 use crate::machine::types::{Behaviour, Instant, Rule, StopSignal};
@@ -20,7 +20,7 @@ use crate::scrub::job::{self, Job};
 use crate::scrub::targets::Target;
 use crate::seal;
 use crate::watch::activity::activity;
-use crate::watch::sample::{Watch, orphans};
+use crate::watch::sample::Watch;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
@@ -512,7 +512,7 @@ impl Supervisor {
         let until = now.plus((until.since(now) / 2).min(REVOKE_AT_MOST));
         let mut done = revoke::revoke(&mut self.shared.everything(), until);
         if self.pid1 {
-            let (count, bytes) = orphans();
+            let (count, bytes) = sockdiag::orphans();
             done.orphans(count, bytes);
         }
         let frozen = done.frozen();

@@ -39,6 +39,18 @@ pub fn take_away(pid: i32, resource: libc::__rlimit_resource_t) -> Result<(), Er
     Errno::result(unsafe { libc::prlimit(pid, resource, &raw const nothing, std::ptr::null_mut()) }).map(drop)
 }
 
+/// Whether RLIMIT_NPROC does not bind our UID: that of the machine's UID 0 (setrlimit(2), user_namespaces(7)).
+#[must_use]
+pub fn nproc_does_not_bind() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        return false;
+    }
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut first = map.split_ascii_whitespace();
+    // Unreadable is taken for the worse.
+    first.next().is_none_or(|inside| inside == "0") && first.next().is_none_or(|outside| outside == "0")
+}
+
 /// Every signal back to its default disposition (sigaction(2)); the reserved ones answer EINVAL, which is right.
 pub fn default_dispositions() {
     for signal in 1..=64 {

@@ -76,6 +76,15 @@ pub fn tcp(states: &[u8]) -> Result<Vec<Socket>, Errno> {
     }
 }
 
+/// Closed sockets that still have something to send to somebody outside: how many, and how many bytes.
+#[must_use]
+pub fn orphans() -> (u64, u64) {
+    let closing = tcp(&[state::FIN_WAIT1, state::LAST_ACK, state::CLOSING]).unwrap_or_default();
+    // The FIN itself counts as one byte.
+    let left = closing.iter().filter(|s| s.inode == 0 && s.queued > 1 && !s.to_loopback());
+    left.fold((0, 0), |(n, bytes), s| (n + 1, bytes + u64::from(s.queued)))
+}
+
 fn dump(socket: &OwnedFd, family: i32, states: u32, found: &mut Vec<Socket>) -> Result<(), Errno> {
     // struct nlmsghdr, then struct inet_diag_req_v2 (linux/inet_diag.h).
     let mut request = [0u8; 72];

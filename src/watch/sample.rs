@@ -253,12 +253,3 @@ pub fn cpu_of(stat: &Stat) -> Duration {
 const fn listener(socket: &Socket) -> Listener {
     (socket.family, socket.port, socket.source)
 }
-
-/// Closed sockets that still have something to send to somebody outside: how many, and how many bytes.
-#[must_use]
-pub fn orphans() -> (u64, u64) {
-    let closing = sockdiag::tcp(&[state::FIN_WAIT1, state::LAST_ACK, state::CLOSING]).unwrap_or_default();
-    // The FIN itself counts as one byte.
-    let left = closing.iter().filter(|s| s.inode == 0 && s.queued > 1 && !s.to_loopback());
-    left.fold((0, 0), |(n, bytes), s| (n + 1, bytes + u64::from(s.queued)))
-}
