@@ -500,3 +500,16 @@ fn a_verb_that_supervises_nothing_ends_by_a_signal() {
     let ran = finish(child, Instant::now());
     assert!(ran.signal() == Some(15) || ran.code() == Some(125), "{ran:#?}");
 }
+
+#[test]
+fn revoke_takes_the_files_of_a_workload_that_ignores_term() {
+    let writer = "trap '' TERM; exec > \"$TMPDIR/file\"; while :; do echo x; done";
+    let limits = ["--timeout", "200ms", "--hard", "2s", "--adaptive", "no"];
+    for (soft, signal, rung) in [("300ms", "SIGXFSZ", true), ("5s", "SIGKILL", false)] {
+        let ran = run(&mut shell(&[&limits[..], &["--soft", soft]].concat(), writer));
+        let seal = ran.expect(124, "timeout");
+        assert_eq!(seal["process"]["signal"], signal, "{seal:#}");
+        let revoke = seal["escalation"].as_array().unwrap().iter().find(|e| e["rung"] == "revoke");
+        assert_eq!(revoke.is_some_and(|r| r["limited"] == 1), rung, "the control has no rung: {seal:#}");
+    }
+}
