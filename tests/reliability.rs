@@ -282,8 +282,11 @@ fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
             tries.swap(i, usize::try_from(seed.below(u64::try_from(i + 1).unwrap())).unwrap());
         }
         let mut wrong = Vec::new();
-        let (mut tried, mut hits) = (0, 0);
-        for ((name, n, line), errno) in tries.into_iter().take(wanted) {
+        let (mut tried, mut hits) = (0usize, 0usize);
+        for ((name, n, line), errno) in tries.into_iter().take(wanted * 4) {
+            if tried >= wanted && hits * 2 > wanted {
+                break;
+            }
             let dir = tempfile::tempdir().unwrap();
             let m = marker();
             let (ran, trace) = traced(as_pid1, &dir, &m, Some(&format!("{name}:error={errno}:when={n}")));
@@ -291,7 +294,7 @@ fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
             left.iter().for_each(|&pid| signal(pid, "KILL"));
             let hit = trace.lines().any(|l| l.ends_with("(INJECTED)"));
             tried += 1;
-            hits += u32::from(hit);
+            hits += usize::from(hit);
             let text = std::fs::read_to_string(audit(&dir)).unwrap_or_default();
             let mut all = records(&text);
             all.extend(ran.records.iter().cloned());
@@ -317,9 +320,9 @@ fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
             }
         }
         // How many calls there are differs from run to run (a walk makes three for each process of the machine, when not PID
-        // 1); a campaign that hits next to nothing would prove nothing.
+        // 1), so it goes on until as many were met as half of the campaign.
         println!("pid1 {as_pid1}: {hits} of {tried} tries met their call");
-        assert!(hits * 5 > tried, "{hits} of {tried}");
+        assert!(hits * 2 > wanted, "{hits} of {tried}");
         assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
     }
 }
