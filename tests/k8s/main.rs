@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod engine;
+mod images;
 mod manifests;
+mod pod;
+mod runs;
 #[path = "../support/schema.rs"]
 #[allow(dead_code)]
 mod schema;
@@ -11,3 +15,4 @@ mod schema;
 mod support;
 mod verb;
 mod wrap;
+mod wrapped;
