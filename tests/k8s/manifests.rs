@@ -146,6 +146,12 @@ fn every_manifest_is_valid_for_the_api() {
         panic!("{told}");
     }
 
+    let admission = build(&folder("admission")).unwrap();
+    assert_eq!(admission.len(), 4, "{admission:?}");
+    if let Err(told) = validate(&admission, &["1.30", "1.34", "1.37"]) {
+        panic!("{told}");
+    }
+
     // Controls: what the check is for.
     for (pointer, key, value) in [
         ("/spec", "backofLimit", json!(0)),
