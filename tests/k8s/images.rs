@@ -63,6 +63,11 @@ impl Images {
             Err(format!("image {image}: not one that is made here"))
         }
     }
+
+    /// A name for an image of the test's own, removed with the others.
+    pub fn own(&self, name: &str) -> String {
+        format!("{}{name}:test", self.prefix)
+    }
 }
 
 impl Drop for Images {

@@ -4,6 +4,7 @@
 
 mod admission;
 mod engine;
+mod guide;
 mod images;
 mod manifests;
 mod pod;
