@@ -1,92 +1,12 @@
 //! The admission policies, their CEL evaluated for real on Jobs that must pass and Jobs that must not, each refused by the very
 //! rule that is meant for it.
-//!
-//! The API server's part is played here: variables are evaluated in their order and seen by what follows, a validation that
-//! cannot be evaluated is a refusal of its own (failurePolicy: Fail) that no case here may end with, and the objects are as the
-//! server has them, with integers for numbers. Functions beyond CEL's standard library and cel-go's strings do not exist here;
-//! Kubernetes has those of both.
+//! No case may end with an error: what cannot be evaluated is refused too, but not by the rule that is meant.
 
 use super::manifests::{build, documents, folder, object, profiles};
+use super::policy::{Policy, ill_typed, value};
 use super::support::has;
 use super::verb::{TASK, good};
-use cel::objects::Key;
-use cel::{Context, Env};
 use serde_json::{Value, json};
-use std::collections::HashMap;
-use std::sync::Arc;
-
-/// JSON as CEL sees an object of Kubernetes: a whole number is an int, not a uint.
-fn value(json: &Value) -> cel::Value {
-    match json {
-        Value::Null => cel::Value::Null,
-        Value::Bool(b) => cel::Value::Bool(*b),
-        Value::Number(n) => n.as_i64().map_or_else(|| cel::Value::Float(n.as_f64().unwrap()), cel::Value::Int),
-        Value::String(s) => cel::Value::String(Arc::new(s.clone())),
-        Value::Array(list) => cel::Value::List(Arc::new(list.iter().map(value).collect())),
-        Value::Object(map) => {
-            let map: HashMap<Key, cel::Value> = map.iter().map(|(k, v)| (Key::from(k.as_str()), value(v))).collect();
-            cel::Value::Map(cel::objects::Map { map: Arc::new(map) })
-        }
-    }
-}
-
-/// A policy as the API server reads it.
-struct Policy {
-    env: Arc<Env>,
-    spec: Value,
-}
-
-impl Policy {
-    fn read(kind: &str) -> Self {
-        let objects = build(&folder(&format!("admission/{kind}"))).unwrap();
-        let policy = objects.into_iter().find(|o| o["kind"] == "ValidatingAdmissionPolicy").unwrap();
-        let mut env = Env::stdlib();
-        cel::extensions::strings(&mut env).unwrap();
-        Self { env: Arc::new(env), spec: policy["spec"].clone() }
-    }
-
-    fn evaluate(&self, expression: &Value, names: &[(&str, cel::Value)]) -> Result<cel::Value, String> {
-        let source = expression.as_str().unwrap();
-        let program = self.env.compile(source).unwrap_or_else(|error| panic!("{source}: {error}"));
-        let mut context = Context::with_env(Arc::clone(&self.env));
-        for (name, value) in names {
-            context.add_variable_from_value(*name, value.clone());
-        }
-        program.execute(&context).map_err(|error| format!("{source}: {error}"))
-    }
-
-    /// Whether the policy looks at the request at all.
-    fn matches(&self, object: &Value, old: &Value) -> bool {
-        let names = [("object", value(object)), ("oldObject", value(old))];
-        let conditions = self.spec["matchConditions"].as_array().unwrap();
-        conditions.iter().all(|c| self.evaluate(&c["expression"], &names) == Ok(cel::Value::Bool(true)))
-    }
-
-    /// The messages of the rules that refuse the object; an error is a message that begins so.
-    fn refusals(&self, object: &Value) -> Vec<String> {
-        let object = ("object", value(object));
-        let mut variables: HashMap<Key, cel::Value> = HashMap::new();
-        let all = |variables: &HashMap<Key, cel::Value>| {
-            let map = cel::Value::Map(cel::objects::Map { map: Arc::new(variables.clone()) });
-            [object.clone(), ("variables", map)]
-        };
-        for variable in self.spec["variables"].as_array().unwrap() {
-            // One that fails is not there: what uses it fails.
-            if let Ok(value) = self.evaluate(&variable["expression"], &all(&variables)) {
-                variables.insert(Key::from(variable["name"].as_str().unwrap()), value);
-            }
-        }
-        let mut refusals = Vec::new();
-        for rule in self.spec["validations"].as_array().unwrap() {
-            match self.evaluate(&rule["expression"], &all(&variables)) {
-                Ok(cel::Value::Bool(true)) => {}
-                Ok(cel::Value::Bool(false)) => refusals.push(rule["message"].as_str().unwrap().to_owned()),
-                other => refusals.push(format!("error: {other:?}")),
-            }
-        }
-        refusals
-    }
-}
 
 /// A Job as its CronJob would hold it.
 fn cron(job: &Value) -> Value {
@@ -324,6 +244,27 @@ fn contradictions_and_ways_around_are_refused() {
     // No rule without a Job that it is there for.
     for rule in jobs.spec["validations"].as_array().unwrap() {
         assert!(seen.contains(rule["message"].as_str().unwrap()), "{rule}");
+    }
+}
+
+/// The API server checks types when a policy is made, and refuses the policy; the interpreter of these tests checks none.
+#[test]
+fn the_rules_are_well_typed() {
+    if !has("kubectl") || !has("cel-python") {
+        return;
+    }
+    for policy in build(&folder("admission")).unwrap().iter().filter(|o| o["kind"] == "ValidatingAdmissionPolicy") {
+        assert_eq!(ill_typed(policy), "");
+        // Controls: a number of another type, a function that is not there, a rule that is no condition.
+        for (from, to) in [
+            ("> 0.0", "> 0"),
+            (".endsWith('ms')", ".endsWidth('ms')"),
+            ("has(variables.job.activeDeadlineSeconds)", "variables.waves"),
+        ] {
+            let broken = policy.to_string().replace(from, to);
+            assert_ne!(broken, policy.to_string(), "{from}");
+            assert_ne!(ill_typed(&serde_json::from_str(&broken).unwrap()), "", "{to}");
+        }
     }
 }
 

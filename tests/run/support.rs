@@ -171,6 +171,11 @@ pub fn has(need: &str) -> bool {
         "root" => nix::unistd::geteuid().is_root(),
         "strace" => Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|s| s.success()),
         "kubectl" => kustomizes(),
+        "cel-python" => Command::new(need)
+            .args(["-c", "import cel_expr_python.cel"])
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success()),
         "kubernetes-validate" | "groff" => {
             Command::new(need).arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success())
         }
