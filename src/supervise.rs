@@ -162,6 +162,7 @@ impl Supervisor {
     /// Lets the relay look at its pipes, and acts on what it says.
     fn relay(&mut self, look: fn(&mut Relay, Instant) -> Option<Event>) {
         if let Some(event) = self.relay.as_mut().and_then(|relay| look(relay, clock::now())) {
+            self.observe();
             self.feed(event);
         }
     }
