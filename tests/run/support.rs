@@ -152,6 +152,7 @@ pub fn marked(marker: &str) -> Vec<u32> {
 pub fn has(need: &str) -> bool {
     let there = match need {
         "root" => nix::unistd::geteuid().is_root(),
+        "stress-ng" => std::path::Path::new("/usr/bin/stress-ng").exists(),
         "strace" => Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|s| s.success()),
         "docker" => Command::new("docker")
             .arg("info")
