@@ -6,10 +6,11 @@
 use crate::kernel::cpu::{self, Share};
 use crate::kernel::landlock::{self, Domain};
 use crate::kernel::limits;
-use crate::kernel::outcome::{Cause, Outcome};
+use crate::kernel::outcome::{Cause, OFF, Outcome};
 use crate::kernel::seccomp::{self, Filter};
 use crate::kernel::spawn::{Prepare, REPORT};
 use crate::settings::{Filesystem, Network, Settings};
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use std::ffi::CString;
@@ -232,6 +233,10 @@ impl Confinement {
     }
 
     fn take(&self, step: Step, keep: &[RawFd], report: &Report) -> Option<Outcome> {
+        // The two of the domain are switched off where it is built.
+        if !matches!(step, Step::Landlock | Step::SignalScope) && without(step.name()) {
+            return Some(Outcome::Unavailable(Cause::because(OFF)));
+        }
         let result = match step {
             Step::ProcessGroup if self.terminal => {
                 let group = nix::unistd::getpid();
@@ -312,7 +317,7 @@ const NO_QUOTA: &str = "no CPU quota";
 const TIGHT: &str = "the quota spares no CPU: priority lowered";
 
 /// Every reason that can cross the pipe: a number there, these words here.
-const REASONS: [&str; 28] = [
+const REASONS: &[&str] = &[
     "unknown reason",
     LOWERED,
     NO_QUOTA,
@@ -341,6 +346,8 @@ const REASONS: [&str; 28] = [
     "file rules would forbid mounting to CAP_SYS_ADMIN",
     "Landlock ABI 1 would forbid renames across directories",
     "the audit file is where programs create files",
+    #[cfg(feature = "test-switches")]
+    OFF,
 ];
 
 const SLOT: usize = 6;

@@ -3,6 +3,7 @@
 use super::cli::{Raw, UsageError, printable};
 use super::table::{OPTIONS, Opt, find};
 use super::{AuditFile, AuditKey, AuditLevel, EnvMode, Filesystem, LogFormat, Monitoring, Network, Risk, Settings};
+use crate::switches::without;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -265,6 +266,9 @@ fn workload_env(
             || name.as_bytes().starts_with(b"LC_")
             || keep.iter().any(|k| k == name)
     };
+    if without("environment") {
+        return env.to_vec();
+    }
     env.iter()
         .filter(|(name, _)| !ours(name) && !name.as_bytes().starts_with(b"LD_") && Some(name.as_os_str()) != key)
         .filter(|(name, _)| mode == EnvMode::Inherit || usual(name))
