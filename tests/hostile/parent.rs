@@ -22,8 +22,23 @@ fn wait(pid: i32) -> i32 {
     }
 }
 
-/// `parent LOG MESSAGE ATTACK…`: keeps a log, runs the attack as its child, writes the last line and the message, ends with
-/// the child's status. It notes the signals that ask it to stop, and ignores them.
+/// Only a /tmp that the test mounted for this one run has it: nobody else's is ever emptied.
+const DISPOSABLE: &str = "/tmp/.mounted-for-this-attack-alone";
+
+/// Empties a directory as one would at first: what looks like a directory is one. It does follow links, so it runs on a file
+/// system of its own, and the links lead to the test's own victim.
+fn clean(dir: &std::path::Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if std::fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir()) {
+            clean(&entry.path());
+            let _ = std::fs::remove_dir(entry.path());
+        }
+        let _ = std::fs::remove_file(entry.path());
+    }
+}
+
+/// `parent LOG MESSAGE ATTACK…`: keeps a log, runs the attack as its child, writes the last line and the message, empties
+/// /tmp where that is the test's own, ends with the child's status. It notes the signals that ask it to stop, and ignores them.
 pub fn plain(args: &[String]) -> ! {
     let mut log = std::fs::OpenOptions::new().create(true).append(true).open(&args[0]).unwrap();
     writeln!(log, "began").unwrap();
@@ -44,6 +59,10 @@ pub fn plain(args: &[String]) -> ! {
     // More than what is left of a page that is there already.
     let kept = writeln!(log, "ended{:9000}", " ").and_then(|()| log.sync_all()).is_ok();
     let _ = std::fs::write(&args[1], "the parent's message");
+    if std::path::Path::new(DISPOSABLE).exists() {
+        let _ = std::fs::remove_file(DISPOSABLE);
+        clean("/tmp".as_ref());
+    }
     println!("signalled {}", SIGNALLED.load(Ordering::SeqCst));
     println!("log {}", if kept { "kept" } else { "lost" });
     std::thread::sleep(Duration::from_millis(100));

@@ -85,6 +85,26 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             }
             sleep()
         }
+        // links DIR: what leads out of /tmp into it, by name, by a chain, and from below.
+        "links" => {
+            let dir = args.first()?;
+            let link = std::os::unix::fs::symlink::<&str, &str>;
+            std::fs::create_dir_all("/tmp/a/b").unwrap();
+            link(dir, "/tmp/l").unwrap();
+            link("../l", "/tmp/a/ll").unwrap();
+            link(dir, "/tmp/a/b/l").unwrap();
+            Ok(())
+        }
+        // mount DIR: with CAP_SYS_ADMIN it can make a directory below /tmp another one.
+        "mount" => {
+            std::fs::create_dir_all("/tmp/m/here").unwrap();
+            let c = |path: &str| std::ffi::CString::new(path).unwrap();
+            let (from, to) = (c(args.first()?), c("/tmp/m/here"));
+            let null = std::ptr::null();
+            // SAFETY: two strings that end in NUL and null pointers.
+            super::sys(unsafe { libc::mount(from.as_ptr(), to.as_ptr(), null, libc::MS_BIND, null.cast()) }.into())
+                .map(drop)
+        }
         // hang FILE: reads what never answers.
         "hang" => {
             let path = args.first()?;

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, dead_code)]
 
+mod fuse;
 mod inherited;
 mod place;
 mod record;
@@ -11,7 +12,10 @@ mod resources;
 #[path = "../support/schema.rs"]
 mod schema;
 mod signals;
+mod stubborn;
 mod supervisor;
 #[path = "../run/support.rs"]
 mod support;
 mod switches;
+mod terminal;
+mod tree;

@@ -146,7 +146,7 @@ impl Stage {
         let script = format!(
             "set -e; mount -t tmpfs -o mode=755 none /mnt; touch /mnt/gracekeeper /mnt/hostile; \
              mount --bind {} /mnt/gracekeeper; mount --bind {} /mnt/hostile; \
-             mount --bind {dir}/log /var/log; mount --bind {dir}/share /media; \
+             mount --bind {dir}/log /var/log; mount --rbind {dir}/share /media; \
              for d in /var/tmp /dev/shm /tmp; do mount -t tmpfs -o mode=1777 none $d; done; cd /; {}\n\
              exec {drop} {init} {top} {mine} \"$@\"",
             binary.display(),

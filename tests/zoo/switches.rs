@@ -29,7 +29,7 @@ fn the_binary_does_not_heed_it() {
         return;
     }
     let all = "seccomp_filter,signal_scope,landlock,supervisor_not_dumpable,descriptors,environment";
-    for attack in ["ptrace", "proc-mem", "prlimit-fsize", "kill"] {
+    for attack in ["ptrace", "proc-mem", "prlimit-fsize", "kill-term"] {
         let run = |guard| {
             let mut stage = Stage::new(Pid1);
             stage.env = vec![(VARIABLE, all)];
