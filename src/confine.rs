@@ -162,7 +162,8 @@ impl Confinement {
         let start = settings.workdir.clone().or_else(|| std::env::current_dir().ok());
         let home = settings.workload_env.iter().find(|(name, _)| name == "HOME").map(|(_, home)| PathBuf::from(home));
         let mut writable = settings.writable.clone();
-        writable.extend(start.clone());
+        // The root is a container's default and nobody's place to work: with it everything would be writable.
+        writable.extend(start.iter().filter_map(|dir| dir.canonicalize().ok()).filter(|dir| dir.parent().is_some()));
         let homes: Vec<PathBuf> = start.into_iter().chain(home).collect();
         let domain = Domain::build(&landlock::Wanted {
             audit_dir: ctx.audit_path.and_then(Path::parent),
@@ -341,6 +342,7 @@ const REASONS: &[&str] = &[
     "Landlock ABI below 3 does not refuse truncation",
     "too many entries beside the audit directory",
     "the audit file is in a writable directory",
+    "the whole tree was made writable",
     "the supervisor's file stays writable to this UID",
     "nothing on disk to protect",
     "file rules would forbid mounting to CAP_SYS_ADMIN",

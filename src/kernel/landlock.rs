@@ -127,6 +127,9 @@ fn grants(wanted: &Wanted<'_>, abi: i64) -> (Option<Vec<PathBuf>>, Outcome) {
         let mut outcome = whole;
         for root in more {
             let Ok(root) = root.canonicalize() else { continue };
+            if root.parent().is_none() {
+                outcome = Outcome::Degraded(Cause::because("the whole tree was made writable"));
+            }
             match &audit {
                 Some(dir) if dir.starts_with(&root) && *dir != root => {
                     if siblings(&root, dir, &mut out).is_none() {

@@ -25,6 +25,7 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
         io(writeln!(file, "{text}"))
     };
     Some(match name {
+        "create" => io(std::fs::write(path, FORGED)),
         "append" => append(path, FORGED),
         "truncate" => io(File::options().write(true).open(path).and_then(|file| file.set_len(0))),
         // Without a descriptor: a path is all that truncate(2) needs.

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, dead_code)]
 
 mod fuse;
+mod honest;
 mod inherited;
 mod place;
 mod record;

@@ -102,7 +102,8 @@ pub struct Stage {
     pub env: Vec<(&'static str, &'static str)>,
     /// Whether the capabilities and the UID of root are kept.
     pub root: bool,
-    pub stdin: Option<Stdio>,
+    /// The words are a program of their own, no attack.
+    pub honest: bool,
 }
 
 impl Stage {
@@ -115,7 +116,7 @@ impl Stage {
         let message = dir.path().join("share/message");
         std::fs::write(&message, "").unwrap();
         std::fs::set_permissions(&message, std::fs::Permissions::from_mode(0o666)).unwrap();
-        Self { place, dir, before: String::new(), options: Vec::new(), env: Vec::new(), root: false, stdin: None }
+        Self { place, dir, before: String::new(), options: Vec::new(), env: Vec::new(), root: false, honest: false }
     }
 
     pub fn path(&self) -> &Path {
@@ -137,12 +138,13 @@ impl Stage {
         };
         let init = if self.place == Below { "/mnt/hostile init" } else { "" };
         let top = match guard {
+            Guard::Plain if self.honest => String::new(),
             Guard::Plain => format!("/mnt/hostile parent {LOG} {MESSAGE}"),
             _ => {
                 format!("/mnt/gracekeeper --audit-file {LOG} --termination-log {MESSAGE} {} --", self.options.join(" "))
             }
         };
-        let mine = if guard == Guard::Plain { "" } else { "/mnt/hostile" };
+        let mine = if guard == Guard::Plain || self.honest { "" } else { "/mnt/hostile" };
         let script = format!(
             "set -e; mount -t tmpfs -o mode=755 none /mnt; touch /mnt/gracekeeper /mnt/hostile; \
              mount --bind {} /mnt/gracekeeper; mount --bind {} /mnt/hostile; \
