@@ -7,6 +7,7 @@
 mod fuse;
 mod honest;
 mod inherited;
+mod paths;
 mod place;
 mod record;
 mod resources;

@@ -69,7 +69,7 @@ fn names_in_the_record() {
 }
 
 /// Still running after `time`, whatever was done to it meanwhile; then everything ends with its namespace.
-fn outlasts(stage: Stage, attack: &[&str], time: Duration) -> bool {
+pub fn outlasts(stage: Stage, attack: &[&str], time: Duration) -> bool {
     let mut child = stage.command(Guard::Plain, attack).spawn().unwrap();
     let deadline = Instant::now() + time;
     while Instant::now() < deadline {
