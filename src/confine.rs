@@ -6,10 +6,11 @@
 use crate::kernel::cpu::{self, Share};
 use crate::kernel::landlock::{self, Domain};
 use crate::kernel::limits;
-use crate::kernel::outcome::{Cause, Outcome};
+use crate::kernel::outcome::{Cause, OFF, Outcome};
 use crate::kernel::seccomp::{self, Filter};
 use crate::kernel::spawn::{Prepare, REPORT};
 use crate::settings::{Filesystem, Network, Settings};
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use std::ffi::CString;
@@ -161,7 +162,8 @@ impl Confinement {
         let start = settings.workdir.clone().or_else(|| std::env::current_dir().ok());
         let home = settings.workload_env.iter().find(|(name, _)| name == "HOME").map(|(_, home)| PathBuf::from(home));
         let mut writable = settings.writable.clone();
-        writable.extend(start.clone());
+        // The root is a container's default and nobody's place to work: with it everything would be writable.
+        writable.extend(start.iter().filter_map(|dir| dir.canonicalize().ok()).filter(|dir| dir.parent().is_some()));
         let homes: Vec<PathBuf> = start.into_iter().chain(home).collect();
         let domain = Domain::build(&landlock::Wanted {
             audit_dir: ctx.audit_path.and_then(Path::parent),
@@ -232,6 +234,10 @@ impl Confinement {
     }
 
     fn take(&self, step: Step, keep: &[RawFd], report: &Report) -> Option<Outcome> {
+        // The two of the domain are switched off where it is built.
+        if !matches!(step, Step::Landlock | Step::SignalScope) && without(step.name()) {
+            return Some(Outcome::Unavailable(Cause::because(OFF)));
+        }
         let result = match step {
             Step::ProcessGroup if self.terminal => {
                 let group = nix::unistd::getpid();
@@ -312,7 +318,7 @@ const NO_QUOTA: &str = "no CPU quota";
 const TIGHT: &str = "the quota spares no CPU: priority lowered";
 
 /// Every reason that can cross the pipe: a number there, these words here.
-const REASONS: [&str; 28] = [
+const REASONS: &[&str] = &[
     "unknown reason",
     LOWERED,
     NO_QUOTA,
@@ -336,11 +342,14 @@ const REASONS: [&str; 28] = [
     "Landlock ABI below 3 does not refuse truncation",
     "too many entries beside the audit directory",
     "the audit file is in a writable directory",
+    "the whole tree was made writable",
     "the supervisor's file stays writable to this UID",
     "nothing on disk to protect",
     "file rules would forbid mounting to CAP_SYS_ADMIN",
     "Landlock ABI 1 would forbid renames across directories",
     "the audit file is where programs create files",
+    #[cfg(feature = "test-switches")]
+    OFF,
 ];
 
 const SLOT: usize = 6;

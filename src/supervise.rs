@@ -19,6 +19,7 @@ use crate::revoke::{self, Frozen};
 use crate::scrub::job::{self, Job};
 use crate::scrub::targets::Target;
 use crate::seal;
+use crate::switches::without;
 use crate::watch::activity::activity;
 use crate::watch::sample::Watch;
 use nix::errno::Errno;
@@ -189,18 +190,12 @@ impl Supervisor {
 
     fn take_stop(&mut self, stop: StopSignal, signal: Received) {
         let real = match (signal.code, signal.sender) {
+            _ if without("origin") => true,
             // From outside the PID namespace: the kubelet, docker, an outer process.
             (Code::User, 0) => true,
             // A terminal's Ctrl-C or hangup. As PID 1 it is not taken: there sender 0 is only believed of SI_USER.
             (Code::Kernel, _) => !self.pid1,
-            (Code::User | Code::Tkill, sender) => match self.shared.everything().is_descendant(sender) {
-                Some(descendant) => !descendant,
-                None => {
-                    // The sender is gone: most likely an operator's kill(1), which does not linger.
-                    self.facts.error(format!("{} honoured, though its sender (pid {sender}) had gone", stop.name()));
-                    true
-                }
-            },
+            (Code::User | Code::Tkill, sender) => self.is_an_operator(stop, sender),
             (Code::Queue | Code::Other, _) => false,
         };
         if real {
@@ -210,6 +205,23 @@ impl Supervisor {
         } else {
             self.spoofed(stop, signal);
         }
+    }
+
+    /// Whether a sender that has a pid here is not the workload.
+    fn is_an_operator(&mut self, stop: StopSignal, sender: i32) -> bool {
+        let descendant = self.shared.everything().is_descendant(sender);
+        descendant.map_or_else(
+            || {
+                // The sender is gone. Where the kernel refuses the workload's signals it was an operator's kill(1), which
+                // does not linger; elsewhere it may as well be a child of the workload that hit and ran.
+                self.take_handshake();
+                let trusted = self.facts.signals_are_refused();
+                let honoured = if trusted { "honoured" } else { "not honoured" };
+                self.facts.error(format!("{} {honoured}: its sender (pid {sender}) had gone", stop.name()));
+                trusted
+            },
+            |descendant| !descendant,
+        )
     }
 
     fn spoofed(&mut self, stop: StopSignal, signal: Received) {
@@ -227,7 +239,7 @@ impl Supervisor {
                 suppressed: 0,
             }));
         }
-        if self.spoofed_window.1 > SPOOFED_FLOOD {
+        if self.spoofed_window.1 > SPOOFED_FLOOD && !without("flood") {
             self.facts.detected(
                 Rule::SignalFlood,
                 self.spoofed_window.1,
@@ -499,7 +511,7 @@ impl Supervisor {
                 }
                 let record = self.facts.seal(&self.machine, self.scrub.as_ref(), &self.targets, &self.shared);
                 self.shared.log().seal(record);
-                if self.terminal {
+                if self.terminal && !without("foreground") {
                     // The shell that started us finds its terminal as it left it.
                     let _ = limits::take_foreground(nix::unistd::getpgrp().as_raw());
                 }

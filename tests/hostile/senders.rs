@@ -1,7 +1,7 @@
 //! Programs that go on sending after SIGTERM, each by another kind of socket or another way to hide one from the revoke rung.
 #![allow(dead_code)]
 
-use super::fork;
+use super::grace::fork;
 use std::io::Write;
 use std::net::{TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
