@@ -4,12 +4,14 @@
 //! and never stops half-way: a step that the kernel refuses is reported, and the next one is taken.
 
 use crate::kernel::cpu::{self, Share};
+use crate::kernel::files;
 use crate::kernel::landlock::{self, Domain};
 use crate::kernel::limits;
-use crate::kernel::outcome::{Cause, Outcome};
+use crate::kernel::outcome::{Cause, OFF, Outcome};
 use crate::kernel::seccomp::{self, Filter};
 use crate::kernel::spawn::{Prepare, REPORT};
 use crate::settings::{Filesystem, Network, Settings};
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use std::ffi::CString;
@@ -145,11 +147,11 @@ pub struct Confinement {
 const SYS_ADMIN: u32 = 21;
 const SYS_RESOURCE: u32 = 24;
 
-fn capability(number: u32) -> bool {
-    let status = std::fs::read("/proc/self/status").unwrap_or_default();
-    let status = String::from_utf8_lossy(&status);
+/// The effective capabilities of this process (capabilities(7)), as the bits of `/proc/self/status`.
+fn capabilities() -> u64 {
+    let status = files::text(Path::new("/proc/self/status")).unwrap_or_default();
     let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|set| (set >> number) & 1 == 1)
+    set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
 impl Confinement {
@@ -157,18 +159,21 @@ impl Confinement {
     #[must_use]
     pub fn prepare(ctx: &Context<'_>) -> Self {
         let settings = ctx.settings;
+        let capabilities = capabilities();
+        let capable = |number: u32| (capabilities >> number) & 1 == 1;
         let confined = settings.filesystem == Filesystem::Confined;
         let start = settings.workdir.clone().or_else(|| std::env::current_dir().ok());
         let home = settings.workload_env.iter().find(|(name, _)| name == "HOME").map(|(_, home)| PathBuf::from(home));
         let mut writable = settings.writable.clone();
-        writable.extend(start.clone());
+        // The root is a container's default and nobody's place to work: with it everything would be writable.
+        writable.extend(start.iter().filter_map(|dir| dir.canonicalize().ok()).filter(|dir| dir.parent().is_some()));
         let homes: Vec<PathBuf> = start.into_iter().chain(home).collect();
         let domain = Domain::build(&landlock::Wanted {
             audit_dir: ctx.audit_path.and_then(Path::parent),
             binary: ctx.binary,
             confined: confined.then_some(writable.as_slice()),
             homes: &homes,
-            mounts: capability(SYS_ADMIN),
+            mounts: capable(SYS_ADMIN),
         });
         let share = Share::read();
         let network_deny = settings.network == Network::Deny;
@@ -190,7 +195,7 @@ impl Confinement {
                 (libc::RLIMIT_FSIZE, settings.fsize),
             ],
             // With CAP_SYS_RESOURCE the value becomes the floor too (proc_pid_oom_score_adj(5)).
-            oom_sticks: capability(SYS_RESOURCE) || (confined && domain.files.word() != "unavailable"),
+            oom_sticks: capable(SYS_RESOURCE) || (confined && domain.files.word() != "unavailable"),
             share,
             // A relative one is left to `spawn`: taken twice it would name another directory.
             workdir: settings
@@ -232,6 +237,10 @@ impl Confinement {
     }
 
     fn take(&self, step: Step, keep: &[RawFd], report: &Report) -> Option<Outcome> {
+        // The two of the domain are switched off where it is built.
+        if !matches!(step, Step::Landlock | Step::SignalScope) && without(step.name()) {
+            return Some(Outcome::Unavailable(Cause::because(OFF)));
+        }
         let result = match step {
             Step::ProcessGroup if self.terminal => {
                 let group = nix::unistd::getpid();
@@ -312,7 +321,7 @@ const NO_QUOTA: &str = "no CPU quota";
 const TIGHT: &str = "the quota spares no CPU: priority lowered";
 
 /// Every reason that can cross the pipe: a number there, these words here.
-const REASONS: [&str; 28] = [
+const REASONS: &[&str] = &[
     "unknown reason",
     LOWERED,
     NO_QUOTA,
@@ -336,11 +345,14 @@ const REASONS: [&str; 28] = [
     "Landlock ABI below 3 does not refuse truncation",
     "too many entries beside the audit directory",
     "the audit file is in a writable directory",
+    "the whole tree was made writable",
     "the supervisor's file stays writable to this UID",
     "nothing on disk to protect",
     "file rules would forbid mounting to CAP_SYS_ADMIN",
     "Landlock ABI 1 would forbid renames across directories",
     "the audit file is where programs create files",
+    #[cfg(feature = "test-switches")]
+    OFF,
 ];
 
 const SLOT: usize = 6;

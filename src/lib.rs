@@ -20,13 +20,14 @@ pub mod scrub;
 pub mod seal;
 pub mod settings;
 pub mod supervise;
+pub mod switches;
 pub mod verbs;
 pub mod watch;
 
 use audit::log::{Config, DEFAULT_FILE, Log};
 use audit::record::Body;
 use kernel::kill::Everything;
-use kernel::outcome::Outcome;
+use kernel::outcome::{Cause, OFF, Outcome};
 use kernel::{clock, limits, signals, spawn};
 use machine::plan::Limits;
 use machine::status::LaunchFailure;
@@ -97,7 +98,11 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
     })
     .map_err(|e| format!("audit required but not available: {e}"))?;
     // No ptrace and no /proc/PID/mem for the workload, which has our UID (prctl(2)).
-    let dumpable = Outcome::of("prctl PR_SET_DUMPABLE", nix::sys::prctl::set_dumpable(false));
+    let dumpable = if switches::without("supervisor_not_dumpable") {
+        Outcome::Unavailable(Cause::because(OFF))
+    } else {
+        Outcome::of("prctl PR_SET_DUMPABLE", nix::sys::prctl::set_dumpable(false))
+    };
 
     let private = if pid1 { None } else { Some(private_tmp(&mut settings)) };
     let (private, private_error) = match private {

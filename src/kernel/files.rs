@@ -1,5 +1,6 @@
 //! Descriptor-relative file calls for the scrub: nothing here follows a symlink or crosses a mount.
 
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
@@ -9,6 +10,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// A small file of /proc or /sys as text, at most `MOST` bytes of it: one open, one read, one close (`std::fs::read` asks for a
+/// size that these files do not have, and then reads them in eight pieces). Invalid UTF-8 is replaced.
+#[must_use]
+pub fn text(path: &Path) -> Option<String> {
+    const MOST: usize = 8192;
+    let fd = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let mut bytes = [0u8; MOST];
+    let n = nix::unistd::read(&fd, &mut bytes).ok()?;
+    Some(String::from_utf8_lossy(bytes.get(..n)?).into_owned())
+}
 
 /// Opens a directory by an absolute path none of whose parts may be a symlink (openat2(2), Linux 5.6; where it is
 /// missing only the last part is checked).
@@ -29,6 +41,9 @@ pub fn open_path(path: &Path) -> Result<OwnedFd, Errno> {
 /// `EXDEV` for a mount point, `ELOOP` or `ENOTDIR` for what is no directory (any more), `EACCES` for one without the
 /// owner's permission.
 pub fn open_below(dir: BorrowedFd<'_>, name: &CStr, device: u64) -> Result<OwnedFd, Errno> {
+    if without("own_tree") {
+        return openat(dir, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    }
     let how = OpenHow::new().flags(DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS);
     match openat2(dir, name, how) {
         // EPERM: an old seccomp profile that does not know the call (libseccomp before 2.5 answers so).
@@ -81,7 +96,8 @@ pub enum Kind {
 /// # Errors
 /// The errno of `fstatat(2)`.
 pub fn kind(dir: BorrowedFd<'_>, name: &CStr) -> Result<Kind, Errno> {
-    let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let flags = if without("own_tree") { AtFlags::empty() } else { AtFlags::AT_SYMLINK_NOFOLLOW };
+    let stat = fstatat(dir, name, flags)?;
     Ok(match stat.st_mode & libc::S_IFMT {
         libc::S_IFDIR => Kind::Directory,
         libc::S_IFREG => Kind::Regular(u64::try_from(stat.st_size).unwrap_or(0)),

@@ -7,6 +7,7 @@ use super::clock;
 use super::pressure::Pressure;
 use super::proc::{Identity, Proc, Stat};
 use crate::machine::types::Instant;
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -58,7 +59,7 @@ impl Everything {
             pressure: if pid1 { Pressure::open() } else { None },
         };
         if !pid1 {
-            nix::sys::prctl::set_child_subreaper(true)?;
+            nix::sys::prctl::set_child_subreaper(!without("subreaper"))?;
             everything.find();
             everything.strangers = everything.found.iter().map(Stat::identity).collect();
         }
@@ -101,6 +102,9 @@ impl Everything {
     /// Sends `signal` to everything. As PID 1 that is one call that no fork outruns (kill(2), pid -1: everything but
     /// PID 1 itself); else one pass, to be repeated until it finds nobody. How many were reached, where it is known.
     pub fn signal(&mut self, signal: Signal) -> Option<u64> {
+        if signal == Signal::SIGKILL && without("kill") {
+            return Some(0);
+        }
         if self.pid1 {
             // ESRCH, nobody there, is an answer and no failure.
             let _ = kill(Pid::from_raw(-1), signal);

@@ -7,7 +7,8 @@
 //! forbids mount(2)), `guard` scopes signals only and says so. /proc stays writable: too many programs write
 //! below /proc/self. Invariant: nothing below a protected directory is ever granted by `guard`.
 
-use super::outcome::{Cause, Outcome};
+use super::outcome::{Cause, OFF, Outcome};
+use crate::switches::without;
 use landlock::{
     ABI, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, Scope,
@@ -69,12 +70,17 @@ impl Domain {
                 return Self { fd: None, files: none, scope: none };
             }
         };
-        let scope =
-            if abi >= 6 { Outcome::Enforced } else { Outcome::Unavailable(Cause::because("Landlock ABI below 6")) };
-        let (grants, files) = grants(wanted, abi);
-        match ruleset(grants.as_deref(), abi >= 6) {
+        let off = Outcome::Unavailable(Cause::because(OFF));
+        let scoped = abi >= 6 && !without("signal_scope");
+        let scope = match scoped {
+            true => Outcome::Enforced,
+            false if abi >= 6 => off,
+            false => Outcome::Unavailable(Cause::because("Landlock ABI below 6")),
+        };
+        let (grants, files) = if without("landlock") { (None, off) } else { grants(wanted, abi) };
+        match ruleset(grants.as_deref(), scoped) {
             Some(fd) => Self { fd: Some(fd), files, scope },
-            None if grants.is_none() && abi < 6 => Self { fd: None, files, scope },
+            None if grants.is_none() && !scoped => Self { fd: None, files, scope },
             None => {
                 let none = Outcome::Unavailable(Cause::because("the Landlock ruleset was refused"));
                 Self { fd: None, files: none, scope: none }
@@ -121,6 +127,9 @@ fn grants(wanted: &Wanted<'_>, abi: i64) -> (Option<Vec<PathBuf>>, Outcome) {
         let mut outcome = whole;
         for root in more {
             let Ok(root) = root.canonicalize() else { continue };
+            if root.parent().is_none() {
+                outcome = Outcome::Degraded(Cause::because("the whole tree was made writable"));
+            }
             match &audit {
                 Some(dir) if dir.starts_with(&root) && *dir != root => {
                     if siblings(&root, dir, &mut out).is_none() {

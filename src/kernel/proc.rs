@@ -3,6 +3,7 @@
 //!
 //! Source of the field numbers: proc_pid_stat(5).
 
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
@@ -52,7 +53,11 @@ impl Stat {
     pub fn parse(line: &[u8]) -> Option<Self> {
         // The name may hold anything, ')' included; nothing after it can, so the last ')' ends it.
         let open = line.iter().position(|&b| b == b'(')?;
-        let close = line.iter().rposition(|&b| b == b')')?;
+        let close = if without("last_bracket") {
+            line.iter().position(|&b| b == b')')?
+        } else {
+            line.iter().rposition(|&b| b == b')')?
+        };
         let pid = number(line.get(..open)?)?;
         let raw_name = line.get(open.checked_add(1)?..close)?;
         let mut name = [0u8; 16];

@@ -4,6 +4,7 @@
 //! whatever the depth: a directory below that is first moved up to the top, where the next pass finds it.
 
 use crate::kernel::files::{self, Entry, Kind, Listing};
+use crate::switches::without;
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
@@ -98,6 +99,7 @@ impl Walk<'_> {
         let depth = self.stack.len();
         let Some(now) = self.stack.last_mut() else { return };
         let kind = match entry.kind {
+            libc::DT_LNK if without("own_tree") => files::kind(now.listing.fd(), &entry.name),
             libc::DT_DIR => Ok(Kind::Directory),
             libc::DT_REG | libc::DT_UNKNOWN => files::kind(now.listing.fd(), &entry.name),
             _ => Ok(Kind::Other),

@@ -169,6 +169,7 @@ fn kustomizes() -> bool {
 pub fn has(need: &str) -> bool {
     let there = match need {
         "root" => nix::unistd::geteuid().is_root(),
+        "stress-ng" => std::path::Path::new("/usr/bin/stress-ng").exists(),
         "strace" => Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|s| s.success()),
         "kubectl" => kustomizes(),
         "podman" => Command::new(need).arg("info").output().is_ok_and(|o| o.status.success()),

@@ -1,0 +1,179 @@
+//! The audit file by every way to change one, what is read in its stead, and the termination message.
+
+use super::place::*;
+use super::support::*;
+use std::process::Command;
+
+fn row(attack: &'static [&'static str], succeeded: fn(&Attempt) -> bool) -> Row {
+    Row { attack, places: &[Pid1, Below], stopped_by: &["landlock"], also_off: "", options: &[], succeeded }
+}
+
+#[test]
+fn the_file_cannot_be_written_to() {
+    if !has("root") {
+        return;
+    }
+    for attack in [&["append", LOG][..], &["truncate", LOG], &["truncate-path", LOG]] {
+        three_ways(&row(attack, it_says));
+    }
+}
+
+#[test]
+fn the_file_cannot_be_taken_away() {
+    if !has("root") {
+        return;
+    }
+    for attack in [
+        &["unlink", LOG][..],
+        &["rename", LOG],
+        &["replace", LOG],
+        &["swap-for-link", LOG],
+        &["swap-for-fifo", LOG],
+        &["hard-link", LOG],
+    ] {
+        three_ways(&row(attack, it_says));
+    }
+}
+
+/// Where it can be done all the same, the record says so, in a sink that is left.
+#[test]
+fn what_was_done_to_the_file_is_said_where_landlock_is_missing() {
+    if !has("root") {
+        return;
+    }
+    for (attack, what) in [
+        ("append", "somebody else wrote"),
+        ("truncate", "truncated"),
+        ("unlink", "removed or replaced"),
+        ("rename", "removed or replaced"),
+        ("replace", "removed or replaced"),
+        ("swap-for-link", "removed or replaced"),
+        ("swap-for-fifo", "removed or replaced"),
+        ("hard-link", "second name"),
+    ] {
+        for place in [Pid1, Below] {
+            let ran = Stage::new(place).run(Guard::Without("landlock"), &[attack, LOG]);
+            assert!(ran.says("succeeded"), "{ran:#?}");
+            let seal = records(&ran.stderr).into_iter().rfind(|r| r["event"] == "evaluation_terminated");
+            let seal = seal.unwrap_or_else(|| panic!("{attack}: stderr has the seal as well: {ran:#?}"));
+            assert_eq!(seal["enforcement"]["audit_file"], "degraded", "{attack}: {seal:#}");
+            assert!(seal["errors"].to_string().contains(what), "{attack}: {seal:#}");
+            assert!(ran.message.contains(what), "{attack}: the termination message: {}", ran.message);
+            // A second name is the one thing that leaves the file whole.
+            assert_eq!(ran.verified() == Some(0), attack == "hard-link", "{attack}: {ran:#?}");
+        }
+    }
+}
+
+/// The directory itself, with the file in it, below one that the workload may write to.
+#[test]
+fn the_directory_cannot_be_taken_away() {
+    if !has("root") {
+        return;
+    }
+    const DEEP: &str = "/srv/audit/dir/a.json";
+    let run = |guard, place| {
+        let mut stage = Stage::new(place).options(&["--audit-file", DEEP]);
+        stage.before =
+            "mount -t tmpfs -o mode=1777 none /srv; mkdir -p /srv/audit/dir; chown -R 65532:65532 /srv/audit".into();
+        if guard == Guard::Plain {
+            stage.before += &format!("; touch {DEEP}; chown 65532:65532 {DEEP}");
+        }
+        stage.run(guard, &["remove-directory", DEEP])
+    };
+    for place in [Pid1, Below] {
+        assert!(it_says(&run(Guard::Plain, place)));
+        let without = run(Guard::Without("landlock"), place);
+        assert!(it_says(&without), "{without:#?}");
+        assert!(without.message.contains("removed or replaced"), "{without:#?}");
+        let full = run(Guard::Full, place);
+        assert!(!it_says(&full) && full.message.contains("\"audit_file\":\"enforced\""), "{full:#?}");
+    }
+}
+
+/// The last word in the termination message is the supervisor's.
+#[test]
+fn a_message_written_early_is_replaced() {
+    if !has("root") {
+        return;
+    }
+    for place in [Pid1, Below] {
+        let run = |guard| Stage::new(place).run(guard, &["early-message", MESSAGE]);
+        let without = run(Guard::Without("message"));
+        assert!(without.message.contains("forged"), "control: {without:#?}");
+        assert_ne!(without.seal().unwrap()["status"], "ok");
+        let full = run(Guard::Full);
+        assert!(full.says("succeeded") && !full.message.contains("forged"), "{full:#?}");
+        assert!(full.message.contains("\"exit_code\":10") && full.held("termination_message"), "{full:#?}");
+    }
+}
+
+/// And nobody is left to write it later. As PID 1 the end of the namespace would do as well.
+#[test]
+fn an_escapee_does_not_write_the_message_late() {
+    if !has("root") {
+        return;
+    }
+    three_ways(&Row {
+        places: &[Below],
+        stopped_by: &["subreaper"],
+        ..row(&["late-message", MESSAGE], |ran| ran.message.contains("forged"))
+    });
+}
+
+/// What the workload prints may look like a record. Whoever keeps stderr tells it by the chain, and by the MAC.
+#[test]
+fn forged_lines_on_stderr_do_not_check() {
+    if !has("root") {
+        return;
+    }
+    let verify = |text: &str, key: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("stderr");
+        let lines: String =
+            text.lines().filter(|l| l.starts_with("{\"schema_version\"")).map(|l| format!("{l}\n")).collect();
+        std::fs::write(&file, lines).unwrap();
+        let mut command = Command::new(BINARY);
+        command.arg("verify").arg(&file).env("KEY", "k");
+        if key {
+            command.args(["--audit-key-env", "KEY"]);
+        }
+        command.output().unwrap().status.code()
+    };
+    let run = |attack: &str| {
+        let out = shell(&["--audit-key-env", "KEY", "--", "true"], "").env("KEY", "k").output().unwrap();
+        assert!(out.status.success());
+        let ours = String::from_utf8_lossy(&out.stderr).into_owned();
+        let out = gracekeeper()
+            .args(["--audit-key-env", "KEY", "--env", "clean", "--"])
+            .arg(hostile())
+            .arg(attack)
+            .env("KEY", "k")
+            .output()
+            .unwrap();
+        (ours, String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (honest, forged) = run("forge-on-stderr");
+    assert_eq!(verify(&honest, true), Some(0), "control: an honest run checks: {honest}");
+    assert!(forged.contains("\"forged\":true"));
+    assert_eq!(verify(&forged, false), Some(4), "the chain: {forged}");
+    // A whole run of its own behind ours, with the right hashes: made by gracekeeper itself, which the workload could copy.
+    let own = shell(&["--", "true"], "").output().unwrap();
+    let own = String::from_utf8_lossy(&own.stderr).into_owned();
+    assert_eq!(verify(&own, false), Some(0), "control: without a key anybody's chain checks: {own}");
+    assert_eq!(verify(&own, true), Some(4), "with the key it does not: {own}");
+}
+
+/// Reading is not refused: it is the workload's own UID's file, and holds nothing that the workload does not know. The key is
+/// not in it.
+#[test]
+fn reading_is_possible_and_known() {
+    if !has("root") {
+        return;
+    }
+    let mut stage = Stage::new(Pid1).options(&["--audit-key-env", "KEY"]);
+    stage.env = vec![("KEY", "a-long-secret-key")];
+    let ran = stage.run(Guard::Full, &["read", LOG]);
+    assert!(ran.says("succeeded"), "if this fails, SECURITY.md has to be changed: {ran:#?}");
+    assert!(ran.held("audit_mac") && !ran.audit.contains("a-long-secret-key"));
+}
