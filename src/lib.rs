@@ -11,6 +11,8 @@
 
 pub mod audit;
 pub mod confine;
+#[cfg(test)]
+mod corpus;
 pub mod kernel;
 pub mod machine;
 pub mod policy;
