@@ -4,6 +4,7 @@
 //! and never stops half-way: a step that the kernel refuses is reported, and the next one is taken.
 
 use crate::kernel::cpu::{self, Share};
+use crate::kernel::files;
 use crate::kernel::landlock::{self, Domain};
 use crate::kernel::limits;
 use crate::kernel::outcome::{Cause, OFF, Outcome};
@@ -146,11 +147,11 @@ pub struct Confinement {
 const SYS_ADMIN: u32 = 21;
 const SYS_RESOURCE: u32 = 24;
 
-fn capability(number: u32) -> bool {
-    let status = std::fs::read("/proc/self/status").unwrap_or_default();
-    let status = String::from_utf8_lossy(&status);
+/// The effective capabilities of this process (capabilities(7)), as the bits of `/proc/self/status`.
+fn capabilities() -> u64 {
+    let status = files::text(Path::new("/proc/self/status")).unwrap_or_default();
     let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|set| (set >> number) & 1 == 1)
+    set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
 impl Confinement {
@@ -158,6 +159,8 @@ impl Confinement {
     #[must_use]
     pub fn prepare(ctx: &Context<'_>) -> Self {
         let settings = ctx.settings;
+        let capabilities = capabilities();
+        let capable = |number: u32| (capabilities >> number) & 1 == 1;
         let confined = settings.filesystem == Filesystem::Confined;
         let start = settings.workdir.clone().or_else(|| std::env::current_dir().ok());
         let home = settings.workload_env.iter().find(|(name, _)| name == "HOME").map(|(_, home)| PathBuf::from(home));
@@ -170,7 +173,7 @@ impl Confinement {
             binary: ctx.binary,
             confined: confined.then_some(writable.as_slice()),
             homes: &homes,
-            mounts: capability(SYS_ADMIN),
+            mounts: capable(SYS_ADMIN),
         });
         let share = Share::read();
         let network_deny = settings.network == Network::Deny;
@@ -192,7 +195,7 @@ impl Confinement {
                 (libc::RLIMIT_FSIZE, settings.fsize),
             ],
             // With CAP_SYS_RESOURCE the value becomes the floor too (proc_pid_oom_score_adj(5)).
-            oom_sticks: capability(SYS_RESOURCE) || (confined && domain.files.word() != "unavailable"),
+            oom_sticks: capable(SYS_RESOURCE) || (confined && domain.files.word() != "unavailable"),
             share,
             // A relative one is left to `spawn`: taken twice it would name another directory.
             workdir: settings

@@ -38,6 +38,8 @@ const REFREEZE: Duration = Duration::from_millis(20);
 /// The first activity record after the trigger, and the next ones (section 6).
 const ACTIVITY_AFTER: Duration = Duration::from_secs(2);
 const ACTIVITY_EVERY: Duration = Duration::from_secs(1);
+/// Signals taken in one turn of the loop: more than there are kinds.
+const SIGNALS_AT_ONCE: u32 = 128;
 /// Spoofed stop signals written one by one; the rest is counted.
 const SPOOFED_WRITTEN: u64 = 10;
 /// More spoofed signals than this within a second can mask a real one.
@@ -163,6 +165,7 @@ impl Supervisor {
     /// Lets the relay look at its pipes, and acts on what it says.
     fn relay(&mut self, look: fn(&mut Relay, Instant) -> Option<Event>) {
         if let Some(event) = self.relay.as_mut().and_then(|relay| look(relay, clock::now())) {
+            self.observe();
             self.feed(event);
         }
     }
@@ -173,8 +176,9 @@ impl Supervisor {
     }
 
     fn take_signals(&mut self) {
-        let received: Vec<Received> = self.signals.received().collect();
-        for signal in received {
+        // Bounded: real-time signals queue, and a sender that never stops must not keep the loop from its deadlines.
+        for _ in 0..SIGNALS_AT_ONCE {
+            let Some(signal) = self.signals.next() else { break };
             match stop_signal(signal.signal) {
                 Some(stop) => self.take_stop(stop, signal),
                 // SIGCHLD only says that there may be something to reap, which the loop looks for anyway.

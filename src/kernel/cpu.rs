@@ -2,6 +2,7 @@
 //!
 //! Everything is read before the fork. Invariant: without a quota nothing is changed.
 
+use super::files;
 use nix::errno::Errno;
 use std::path::{Path, PathBuf};
 
@@ -88,8 +89,7 @@ pub fn available() -> u64 {
 
 /// The tightest quota along the visible path, in thousandths of a CPU (cgroups(7)).
 fn quota() -> Option<u64> {
-    let own = std::fs::read("/proc/self/cgroup").ok()?;
-    let own = String::from_utf8_lossy(&own);
+    let own = files::text(Path::new("/proc/self/cgroup"))?;
     tightest(&own, Path::new("/sys/fs/cgroup"))
 }
 
@@ -117,7 +117,7 @@ fn tightest(own: &str, mount: &Path) -> Option<u64> {
 }
 
 fn limit_of(dir: &Path) -> Option<u64> {
-    let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
+    let read = |name: &str| files::text(&dir.join(name));
     let (quota, period) = match read("cpu.max") {
         Some(line) => {
             let mut words = line.split_whitespace().map(str::to_owned);

@@ -11,6 +11,17 @@ use std::path::Path;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
+/// A small file of /proc or /sys as text, at most `MOST` bytes of it: one open, one read, one close (`std::fs::read` asks for a
+/// size that these files do not have, and then reads them in eight pieces). Invalid UTF-8 is replaced.
+#[must_use]
+pub fn text(path: &Path) -> Option<String> {
+    const MOST: usize = 8192;
+    let fd = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let mut bytes = [0u8; MOST];
+    let n = nix::unistd::read(&fd, &mut bytes).ok()?;
+    Some(String::from_utf8_lossy(bytes.get(..n)?).into_owned())
+}
+
 /// Opens a directory by an absolute path none of whose parts may be a symlink (openat2(2), Linux 5.6; where it is
 /// missing only the last part is checked).
 ///

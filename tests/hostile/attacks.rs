@@ -10,6 +10,7 @@ mod inherited;
 mod parent;
 mod record;
 mod resources;
+mod senders;
 mod signals;
 mod stubborn;
 mod supervisor;

@@ -1,7 +1,8 @@
 //! Attacks on what the grace promises: each ignores SIGTERM, says nothing, and goes on for as long as it is let.
 
+use super::senders;
 use std::io::Write;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ fn wait_for_term() {
     }
 }
 
-fn fork() -> bool {
+pub fn fork() -> bool {
     // SAFETY: no other thread runs where this is called.
     unsafe { libc::fork() == 0 }
 }
@@ -34,40 +35,14 @@ pub fn run(words: &[String]) {
     }
     let pause = Duration::from_millis(5);
     match word(0) {
-        // trickle ADDRESS TCP UDP FILE: sends over both for ever, re-connects, and a child and threads do so as well.
-        "trickle" => {
-            if word(5) == "undumpable" {
-                // SAFETY: prctl(2) with integers.
-                unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
-            }
-            fork();
-            let tcp = format!("{}:{}", word(1), word(2));
-            let udp = format!("{}:{}", word(1), word(3));
-            let file = word(4).to_owned();
-            std::thread::spawn(move || {
-                loop {
-                    if let Ok(mut stream) = TcpStream::connect(&tcp) {
-                        while stream.write_all(b"t").is_ok() {
-                            std::thread::sleep(pause);
-                        }
-                    }
-                    std::thread::sleep(pause);
-                }
-            });
-            std::thread::spawn(move || {
-                let mut open = std::fs::File::create(file).unwrap();
-                loop {
-                    let _ = open.write_all(b"x");
-                    std::thread::sleep(pause);
-                }
-            });
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            loop {
-                // What undoes SO_BINDTODEVICE, should that be all that holds it.
-                // SAFETY: connect(2) reads 16 bytes.
-                unsafe { libc::connect(std::os::fd::AsRawFd::as_raw_fd(&socket), [0u8; 16].as_ptr().cast(), 16) };
-                let _ = socket.send_to(b"u", &udp);
-                std::thread::sleep(pause);
+        // trickle|in-flight|raw ADDRESS TCP UDP FILE HOW: sends for ever.
+        kind @ ("trickle" | "in-flight" | "raw") => {
+            let port = |n| u16::try_from(number(n)).unwrap();
+            let to = senders::Target { address: word(1).to_owned(), tcp: port(2), udp: port(3) };
+            match kind {
+                "trickle" => senders::trickle(to, word(4).to_owned(), word(5)),
+                "in-flight" => senders::in_flight(&to),
+                _ => senders::raw(&to),
             }
         }
         // exfiltrate ADDRESS TCP BYTES: on SIGTERM sends so many bytes as fast as it can.
@@ -89,6 +64,12 @@ pub fn run(words: &[String]) {
             if word(4) == "slowly" {
                 std::process::exit(0);
             }
+        }
+        "sleep" => wait_for_term(),
+        // scan NETWORK wide: on SIGTERM calls thirty neighbours at once and waits for all of them.
+        "scan" if word(2) == "wide" => {
+            wait_for_term();
+            senders::call(word(1), 30);
         }
         // scan ADDRESS: on SIGTERM tries many ports.
         "scan" => {

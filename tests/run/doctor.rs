@@ -76,7 +76,7 @@ fn everything_wanted_holds_in_the_tightest_pod() {
         let out = Command::new("docker")
             .args(["run", "--rm"])
             .args(super::docker::RESTRICTED)
-            .args(["gracekeeper-scratch", "doctor", "--json", "--risk", risk])
+            .args([super::docker::scratch().unwrap(), "doctor", "--json", "--risk", risk])
             .output()
             .unwrap();
         let report = report(&out);

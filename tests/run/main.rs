@@ -11,6 +11,7 @@ mod relay;
 mod revoke;
 #[path = "../support/schema.rs"]
 mod schema;
+mod stress;
 mod support;
 mod terminal;
 mod watch;

@@ -147,12 +147,39 @@ pub fn marked(marker: &str) -> Vec<u32> {
     pids
 }
 
+/// Whether kubectl knows kustomize components: Debian 12's (1.20) does not.
+fn kustomizes() -> bool {
+    let root = tempfile::tempdir().unwrap();
+    let part = root.path().join("part");
+    std::fs::create_dir(&part).unwrap();
+    let component = "apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\nresources: [it.yaml]\n";
+    std::fs::write(part.join("kustomization.yaml"), component).unwrap();
+    std::fs::write(part.join("it.yaml"), "{apiVersion: v1, kind: ConfigMap, metadata: {name: it}}\n").unwrap();
+    std::fs::write(root.path().join("kustomization.yaml"), "components: [part]\n").unwrap();
+    Command::new("kubectl")
+        .arg("kustomize")
+        .arg(root.path())
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("name: it"))
+}
+
 /// Whether what a test needs is here. Absent, the test is skipped with a printed line, or fails if
 /// GRACEKEEPER_TEST_REQUIRE names it.
 pub fn has(need: &str) -> bool {
     let there = match need {
         "root" => nix::unistd::geteuid().is_root(),
+        "stress-ng" => std::path::Path::new("/usr/bin/stress-ng").exists(),
         "strace" => Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|s| s.success()),
+        "kubectl" => kustomizes(),
+        "cel-python" => Command::new(need)
+            .args(["-c", "import cel_expr_python.cel"])
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success()),
+        "kubernetes-validate" | "groff" => {
+            Command::new(need).arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success())
+        }
         "docker" => Command::new("docker")
             .arg("info")
             .stdout(Stdio::null())
