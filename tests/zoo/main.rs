@@ -10,6 +10,7 @@ mod honest;
 mod inherited;
 mod paths;
 mod place;
+mod promises;
 mod record;
 mod resources;
 #[path = "../support/schema.rs"]
