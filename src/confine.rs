@@ -346,6 +346,7 @@ const REASONS: &[&str] = &[
     "too many entries beside the audit directory",
     "the audit file is in a writable directory",
     "the whole tree was made writable",
+    "the audit directory is mounted a second time",
     "the supervisor's file stays writable to this UID",
     "nothing on disk to protect",
     "file rules would forbid mounting to CAP_SYS_ADMIN",

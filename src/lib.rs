@@ -11,6 +11,8 @@
 
 pub mod audit;
 pub mod confine;
+#[cfg(test)]
+mod corpus;
 pub mod kernel;
 pub mod machine;
 pub mod policy;
@@ -57,6 +59,14 @@ pub fn run(settings: Settings) -> u8 {
     }
 }
 
+/// No ptrace and no /proc/PID/mem of ours for the workload, which has our UID (prctl(2)).
+fn hide() -> Outcome {
+    if switches::without("supervisor_not_dumpable") {
+        return Outcome::Unavailable(Cause::because(OFF));
+    }
+    Outcome::of("prctl PR_SET_DUMPABLE", nix::sys::prctl::set_dumpable(false))
+}
+
 /// One line on stderr; a closed stderr is nobody's failure.
 pub fn complain(line: &str) {
     use std::io::Write;
@@ -97,12 +107,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         required: settings.audit_required,
     })
     .map_err(|e| format!("audit required but not available: {e}"))?;
-    // No ptrace and no /proc/PID/mem for the workload, which has our UID (prctl(2)).
-    let dumpable = if switches::without("supervisor_not_dumpable") {
-        Outcome::Unavailable(Cause::because(OFF))
-    } else {
-        Outcome::of("prctl PR_SET_DUMPABLE", nix::sys::prctl::set_dumpable(false))
-    };
+    let dumpable = hide();
 
     let private = if pid1 { None } else { Some(private_tmp(&mut settings)) };
     let (private, private_error) = match private {

@@ -169,4 +169,17 @@ mod tests {
         std::fs::write(v1.join("cpu.cfs_period_us"), "100000\n").unwrap();
         assert_eq!(tightest("3:cpu,cpuacct:/docker/x\n0::/a/b\n", dir.path()), Some(200));
     }
+
+    #[test]
+    fn no_cgroup_file_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("cpu.max"), "20000 100000\n").unwrap();
+        proptest::proptest!(|(own in crate::corpus::mutated("cgroup"), max in crate::corpus::mutated("memory-stat"))| {
+            std::fs::write(dir.path().join("cpu.max"), max).unwrap();
+            let _ = tightest(&String::from_utf8_lossy(&own), dir.path());
+        });
+        // A period of nothing divides nothing.
+        std::fs::write(dir.path().join("cpu.max"), "20000 0\n").unwrap();
+        assert_eq!(tightest("0::/\n", dir.path()), None);
+    }
 }

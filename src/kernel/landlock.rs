@@ -16,10 +16,13 @@ use landlock::{
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The most siblings that are granted; beyond it the start would take too long.
 const MOST: usize = 4096;
+/// Why the file rules do not hold the audit directory.
+const ALIASED: &str = "the audit directory is mounted a second time";
 const SHARED: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
 const DEVICES: [&str; 7] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx"];
@@ -77,7 +80,10 @@ impl Domain {
             false if abi >= 6 => off,
             false => Outcome::Unavailable(Cause::because("Landlock ABI below 6")),
         };
-        let (grants, files) = if without("landlock") { (None, off) } else { grants(wanted, abi) };
+        let (grants, mut files) = if without("landlock") { (None, off) } else { grants(wanted, abi) };
+        if files == Outcome::Enforced && grants.as_deref().is_some_and(|grants| is_aliased(wanted.audit_dir, grants)) {
+            files = Outcome::Degraded(Cause::because(ALIASED));
+        }
         match ruleset(grants.as_deref(), scoped) {
             Some(fd) => Self { fd: Some(fd), files, scope },
             None if grants.is_none() && !scoped => Self { fd: None, files, scope },
@@ -181,6 +187,26 @@ fn grants(wanted: &Wanted<'_>, abi: i64) -> (Option<Vec<PathBuf>>, Outcome) {
         other => other,
     };
     (Some(out), outcome)
+}
+
+/// Whether the audit directory is there a second time, below something that stays writable: a volume that is mounted twice.
+/// Rules follow the path that is taken (landlock(7)), so that the other one leads around them.
+fn is_aliased(audit: Option<&Path>, grants: &[PathBuf]) -> bool {
+    let Some(audit) = audit.and_then(|dir| dir.canonicalize().ok()) else { return false };
+    let Ok(mounts) = procfs::process::Process::myself().and_then(|me| me.mountinfo()) else { return false };
+    let holder = mounts.iter().filter(|m| audit.starts_with(&m.mount_point));
+    let Some(holder) = holder.max_by_key(|m| m.mount_point.components().count()) else { return false };
+    let Ok(below) = audit.strip_prefix(&holder.mount_point) else { return false };
+    let inside = Path::new(&holder.root).join(below);
+    let same = |other: &Path| {
+        let (a, b) = (std::fs::metadata(&audit), std::fs::metadata(other));
+        a.is_ok_and(|a| b.is_ok_and(|b| (a.dev(), a.ino()) == (b.dev(), b.ino())))
+    };
+    mounts.iter().filter(|m| m.majmin == holder.majmin).any(|m| {
+        let other = inside.strip_prefix(&m.root).map(|rest| m.mount_point.join(rest));
+        // It may be hidden below yet another mount.
+        other.is_ok_and(|o| o != audit && grants.iter().any(|grant| o.starts_with(grant)) && same(&o))
+    })
 }
 
 /// Every entry along the way from `root` down to `dir` that is not on the way. Links are left out: what they name is

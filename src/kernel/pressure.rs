@@ -99,4 +99,11 @@ mod tests {
         put("memory.max", "max\n");
         assert!(Pressure::of(dir.path().to_path_buf(), names).is_none());
     }
+
+    #[test]
+    fn the_corpus_does_not_panic() {
+        proptest::proptest!(|(bytes in crate::corpus::mutated("memory-stat"))| {
+            let _ = (cache(&bytes), number(&bytes));
+        });
+    }
 }

@@ -256,4 +256,39 @@ mod tests {
         assert!(!shown.chars().any(is_hidden), "{shown:?}");
         assert!(shown.contains("\\u{202e}") && shown.ends_with("é日"), "{shown}");
     }
+
+    /// argv, and after an empty word the environment: a file of the corpus.
+    fn settle(bytes: &[u8]) -> Result<(), String> {
+        use std::os::unix::ffi::OsStringExt;
+        let mut words = bytes.split(|&b| b == 0).map(|word| OsString::from_vec(word.to_vec()));
+        let argv: Vec<OsString> = words.by_ref().take_while(|word| !word.is_empty()).collect();
+        let env: Vec<(OsString, OsString)> = words
+            .filter_map(|word| {
+                let at = word.as_bytes().iter().position(|&b| b == b'=')?;
+                let (name, value) = word.as_bytes().split_at(at);
+                Some((OsStr::from_bytes(name).to_owned(), OsStr::from_bytes(&value[1..]).to_owned()))
+            })
+            .collect();
+        match parse(&argv).map_err(|e| e.to_string())? {
+            Invocation::Run(raw) | Invocation::Doctor { raw, .. } => {
+                crate::settings::resolve::resolve(raw, &env, Some("host")).map(drop).map_err(|e| e.to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    #[test]
+    fn no_argv_and_no_environment_panics() {
+        use proptest::prelude::*;
+        for (name, bytes) in crate::corpus::files("settings") {
+            let refused = ["hidden", "all"].contains(&name.as_str());
+            assert_eq!(settle(&bytes).is_err(), refused, "{name}: {:?}", settle(&bytes));
+        }
+        proptest!(|(bytes in crate::corpus::mutated("settings"))| {
+            if let Err(line) = settle(&bytes) {
+                // One line for a terminal, naming what is wrong.
+                prop_assert!(!line.is_empty() && line.len() < 2000 && !line.chars().any(is_hidden), "{line:?}");
+            }
+        });
+    }
 }

@@ -42,6 +42,11 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             super::sys(unsafe { libc::mkfifo(c(path).as_ptr(), 0o600) }.into()).map(drop)
         }),
         "hard-link" => io(std::fs::hard_link(path, beside(path))),
+        // hard-link-elsewhere FILE DIR: and then through the other name.
+        "hard-link-elsewhere" => {
+            let other = format!("{}/other", args.get(1)?);
+            io(std::fs::hard_link(path, &other)).and_then(|()| append(&other, FORGED))
+        }
         "remove-directory" => io(std::fs::remove_file(path)).and_then(|()| {
             let dir = Path::new(path).parent().unwrap();
             io(std::fs::remove_dir_all(dir)).or(io(std::fs::rename(dir, dir.with_extension("gone"))))
@@ -56,7 +61,8 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             escape();
             let until = Instant::now() + Duration::from_secs(25);
             while Instant::now() < until {
-                let _ = std::fs::write(path, FORGED);
+                // Never empty in between: the end may come at any moment.
+                let _ = File::options().write(true).open(path).and_then(|mut file| file.write_all(FORGED.as_bytes()));
                 std::thread::sleep(Duration::from_millis(2));
             }
             std::process::exit(0);

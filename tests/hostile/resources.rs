@@ -24,6 +24,13 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             }
             Ok(())
         }
+        // memory-lowered: the same, after it has made itself no better a choice for the OOM killer than anybody.
+        "memory-lowered" => {
+            if let Err(errno) = io(std::fs::write("/proc/self/oom_score_adj", "0")) {
+                return Some(Err(errno));
+            }
+            return attack("memory", args);
+        }
         // memory: its own memory stays small, what it fills is nobody's: the OOM killer has to look elsewhere.
         "memory" => {
             // SAFETY: reads a NUL-terminated string.

@@ -74,6 +74,20 @@ pub fn attack(name: &str, s: i32) -> Option<Tried> {
         }),
         "async-fiosetown" => asynchronous(|fd| call!(libc::SYS_ioctl, fd, 0x8901, &raw const s).map(drop)),
         "async-siocspgrp" => asynchronous(|fd| call!(libc::SYS_ioctl, fd, 0x8902, &raw const s).map(drop)),
+        // Uses up what RLIMIT_SIGPENDING lets the supervisor's user queue; of a tgkill(2) beyond it only the number is left, and
+        // that looks like a stop from outside (SI_USER, pid 0).
+        "nameless" => {
+            // SAFETY: one thread; the set is initialised by sigemptyset.
+            unsafe {
+                let mut set: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&raw mut set);
+                libc::sigaddset(&raw mut set, libc::SIGRTMIN());
+                libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+                let nothing = libc::sigval { sival_ptr: std::ptr::null_mut() };
+                while libc::sigqueue(libc::getpid(), libc::SIGRTMIN(), nothing) == 0 {}
+            }
+            call!(libc::SYS_tgkill, s, s, libc::SIGTERM).map(drop)
+        }
         // Some thousands of stops, so that a real one among them is lost. Ends when the supervisor has it killed.
         "flood" => loop {
             let _ = call!(libc::SYS_kill, s, libc::SIGTERM);

@@ -105,9 +105,10 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             super::sys(unsafe { libc::mount(from.as_ptr(), to.as_ptr(), null, libc::MS_BIND, null.cast()) }.into())
                 .map(drop)
         }
-        // hang FILE: reads what never answers.
+        // hang FILE: reads what never answers, with a socket in hand that leads outside.
         "hang" => {
             let path = args.first()?;
+            let _socket = std::net::UdpSocket::bind("0.0.0.0:0");
             let _ = std::fs::read(path);
             sleep()
         }

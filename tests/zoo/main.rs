@@ -4,11 +4,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, dead_code)]
 
+mod doctor;
 mod fuse;
 mod honest;
 mod inherited;
 mod paths;
 mod place;
+mod promises;
 mod record;
 mod resources;
 #[path = "../support/schema.rs"]

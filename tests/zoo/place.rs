@@ -104,6 +104,8 @@ pub struct Stage {
     pub root: bool,
     /// The words are a program of their own, no attack.
     pub honest: bool,
+    /// The words are the whole command; the guard only says which binary is there.
+    pub bare: bool,
 }
 
 impl Stage {
@@ -116,7 +118,16 @@ impl Stage {
         let message = dir.path().join("share/message");
         std::fs::write(&message, "").unwrap();
         std::fs::set_permissions(&message, std::fs::Permissions::from_mode(0o666)).unwrap();
-        Self { place, dir, before: String::new(), options: Vec::new(), env: Vec::new(), root: false, honest: false }
+        Self {
+            place,
+            dir,
+            before: String::new(),
+            options: Vec::new(),
+            env: Vec::new(),
+            root: false,
+            honest: false,
+            bare: false,
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -138,13 +149,14 @@ impl Stage {
         };
         let init = if self.place == Below { "/mnt/hostile init" } else { "" };
         let top = match guard {
+            _ if self.bare => String::new(),
             Guard::Plain if self.honest => String::new(),
             Guard::Plain => format!("/mnt/hostile parent {LOG} {MESSAGE}"),
             _ => {
                 format!("/mnt/gracekeeper --audit-file {LOG} --termination-log {MESSAGE} {} --", self.options.join(" "))
             }
         };
-        let mine = if guard == Guard::Plain || self.honest { "" } else { "/mnt/hostile" };
+        let mine = if guard == Guard::Plain || self.honest || self.bare { "" } else { "/mnt/hostile" };
         let script = format!(
             "set -e; mount -t tmpfs -o mode=755 none /mnt; touch /mnt/gracekeeper /mnt/hostile; \
              mount --bind {} /mnt/gracekeeper; mount --bind {} /mnt/hostile; \

@@ -91,6 +91,49 @@ fn the_directory_cannot_be_taken_away() {
     }
 }
 
+/// Another name for the file, where the workload may write: in another directory of the same mount.
+#[test]
+fn no_other_name_leads_to_the_file() {
+    if !has("root") {
+        return;
+    }
+    const DEEP: &str = "/srv/audit/a.json";
+    for place in [Pid1, Below] {
+        let run = |guard| {
+            let mut stage = Stage::new(place).options(&["--audit-file", DEEP]);
+            stage.before = "mount -t tmpfs -o mode=1777 none /srv; mkdir -m 777 /srv/audit /srv/else".into();
+            if guard == Guard::Plain {
+                stage.before += &format!("; touch {DEEP}; chown 65532:65532 {DEEP}");
+            }
+            stage.run(guard, &["hard-link-elsewhere", DEEP, "/srv/else"])
+        };
+        assert!(it_says(&run(Guard::Plain)) && it_says(&run(Guard::Without("landlock"))), "controls");
+        let full = run(Guard::Full);
+        assert!(!it_says(&full) && full.message.contains("\"landlock\":\"enforced\""), "{full:#?}");
+    }
+}
+
+/// A volume that is mounted twice leads around the rules, which go by path: then they are not said to hold.
+#[test]
+fn a_second_mount_is_seen() {
+    if !has("root") {
+        return;
+    }
+    let other = "/media/again/security-audit.json";
+    let run = |before: &str| {
+        let mut stage = Stage::new(Pid1);
+        stage.before = format!("mkdir /media/again; {before}");
+        stage.run(Guard::Full, &["append", other])
+    };
+    let twice = run("mount --bind /var/log /media/again");
+    assert!(it_says(&twice) && !twice.held("landlock"), "{twice:#?}");
+    let why = twice.seal().unwrap()["enforcement_errors"]["landlock"].to_string();
+    assert!(why.contains("a second time") && twice.message.contains("somebody else wrote"), "{twice:#?}");
+    // One that is hidden, or read-only, leads nowhere: the first is no reason.
+    let hidden = run("mount --bind /var/log /media/again; mount -t tmpfs none /media/again");
+    assert!(!it_says(&hidden) && hidden.held("landlock"), "{hidden:#?}");
+}
+
 /// The last word in the termination message is the supervisor's.
 #[test]
 fn a_message_written_early_is_replaced() {

@@ -102,6 +102,24 @@ fn memory() {
     assert_eq!(seal["enforcement"]["oom_score_adj"], "degraded", "{seal:#}");
 }
 
+/// `guard` leaves /proc writable, so that the workload can lower its score again: known, and recorded as `degraded`. What was
+/// written before it is safe. `confined` does not.
+#[test]
+fn memory_after_lowering_the_score() {
+    let Some(image) = Image::new() else { return };
+    let flags = ["--memory=64m", "--memory-swap=64m", "--pids-limit=20"];
+    let (code, _, stderr) = image.run(&flags, Guard::Full, &["memory-lowered"]);
+    assert_eq!(code, Some(137), "if this fails, SECURITY.md has to be changed: {stderr}");
+    let last = records(&stderr).pop().unwrap();
+    assert_eq!(last["event"], "evaluation_started", "{stderr}");
+    let confined = [&flags[..], &["--env=WORKLOAD_FILESYSTEM=confined"]].concat();
+    let (code, _, stderr) = image.run(&confined, Guard::Without("landlock"), &["memory-lowered"]);
+    assert_eq!((code, records(&stderr).len()), (Some(137), 1), "control: {stderr}");
+    let (code, stdout, stderr) = image.run(&confined, Guard::Full, &["memory-lowered"]);
+    assert_eq!((code, stdout.as_str()), (Some(11), "refused 13\n"), "{stderr}");
+    assert_eq!(records(&stderr).pop().unwrap()["enforcement"]["oom_score_adj"], "enforced", "{stderr}");
+}
+
 /// Nothing after the spawn needs a process: there is no protection to switch off, so the control is the plain parent's.
 #[test]
 fn processes() {

@@ -100,6 +100,33 @@ fn one_that_comes_through_is_no_stop() {
     }
 }
 
+/// What nobody can tell from a stop of the kubelet's: here only the kernel's refusal helps, and either one is enough.
+#[test]
+fn one_without_a_sender() {
+    if !has("root") {
+        return;
+    }
+    for place in [Pid1, Below] {
+        let run = |guard| {
+            let mut stage = Stage::new(place).options(&["--soft", "100ms", "--hard", "200ms"]);
+            // Little to use up, so that nobody else of this UID is left without.
+            stage.before = "prlimit --pid $$ --sigpending=300".into();
+            stage.run(guard, &["nameless"])
+        };
+        let stopped = |ran: &Attempt| ran.seal().unwrap()["status"] == "terminated";
+        assert!(reached(&run(Guard::Plain)), "control");
+        let without = run(Guard::Without("seccomp_filter,signal_scope,landlock"));
+        assert!(stopped(&without), "if this fails, SECURITY.md has to be changed: {without:#?}");
+        for alone in [SECCOMP, SCOPE] {
+            let off = if alone == SECCOMP { "signal_scope,landlock" } else { SECCOMP };
+            let ran = run(Guard::Without(off));
+            assert!(!stopped(&ran) && ran.says("refused 1"), "{alone} alone: {ran:#?}");
+        }
+        let full = run(Guard::Full);
+        assert!(!stopped(&full) && full.says("refused 1") && full.verified() == Some(0), "{full:#?}");
+    }
+}
+
 /// The process that is gracekeeper, out here.
 fn supervisor(unshare: u32, place: Place) -> Option<i32> {
     let child = |pid: i32| -> Option<i32> {
