@@ -36,6 +36,8 @@ const POD: &str = "/spec/template/spec";
 const MAIN: &str = "/spec/template/spec/containers/0";
 const ENV: &str = "/spec/template/spec/containers/0/env";
 const INIT: &str = "/spec/template/spec/initContainers/0";
+const INITS: &str = "/spec/template/spec/initContainers";
+const CONTAINERS: &str = "/spec/template/spec/containers";
 const MOUNTS: &str = "/spec/template/spec/containers/0/volumeMounts";
 const LABELS: &str = "/spec/template/metadata/labels";
 
@@ -136,6 +138,7 @@ fn contradictions_and_ways_around_are_refused() {
     let entrypoint = |image: &str, args: Value| {
         vec![(MAIN, "command", Value::Null), (MAIN, "image", json!(image)), (MAIN, "args", args)]
     };
+    let writer = |image: &str, args: Value| json!({"name": "w", "image": image, "args": args, "volumeMounts": [{"name": "gracekeeper", "mountPath": "/y"}]});
     let mut seen = std::collections::HashSet::new();
     let five = ["RISK_LEVEL", "INTERNAL_TIMEOUT", "GRACE_PERIOD", "HARD_LIMIT"];
     for (changes, message) in [
@@ -205,7 +208,7 @@ fn contradictions_and_ways_around_are_refused() {
         (command(json!(["/gk/gracekeeper2", "--", "echo"])), "must begin with /gk/gracekeeper"),
         (vec![(MAIN, "command", Value::Null)], "must begin with /gk/gracekeeper"),
         (command(json!([])), "must begin with /gk/gracekeeper"),
-        (vec![("/spec/template/spec/containers", "add", json!({"name": "b", "image": "busybox"}))], "must begin with"),
+        (vec![(CONTAINERS, "add", json!({"name": "b", "image": "busybox"}))], "must begin with"),
         (entrypoint("gracekeeper-evaluation2:1", json!(["echo"])), "must begin with"),
         (entrypoint("other/gracekeeper-evaluation:1", json!(["echo"])), "must begin with"),
         (entrypoint("gracekeeper-evaluation:1", json!(["--timeout=9h", "echo"])), "not in args"),
@@ -225,14 +228,9 @@ fn contradictions_and_ways_around_are_refused() {
             vec![(MOUNTS, "1", json!({"name": "gracekeeper", "mountPath": "/gk", "readOnly": true, "subPath": "x"}))],
             "mounted at /gk, read-only",
         ),
-        (
-            vec![(
-                "/spec/template/spec/initContainers",
-                "add",
-                json!({"name": "x", "image": "busybox", "volumeMounts": [{"name": "gracekeeper", "mountPath": "/y"}]}),
-            )],
-            "may write to the volume",
-        ),
+        (vec![(INITS, "add", writer("busybox", json!(["install", "/gk/gracekeeper"])))], "may write to the volume"),
+        (vec![(INITS, "add", writer("gracekeeper-scratch:0.1.0", json!(["--", "/y/sh"])))], "may write to the volume"),
+        (vec![(CONTAINERS, "add", writer("gracekeeper-evaluation:0.1.0", json!(["sh"])))], "may write to the volume"),
         (vec![(MAIN, "lifecycle", json!({"postStart": {"exec": {"command": ["sh"]}}}))], "hooks and probes"),
         (vec![(MAIN, "livenessProbe", json!({"exec": {"command": ["sh"]}}))], "hooks and probes"),
     ] {

@@ -8,6 +8,7 @@ mod guide;
 mod images;
 mod manifests;
 mod pod;
+mod podman;
 mod policy;
 mod runs;
 #[path = "../support/schema.rs"]

@@ -172,6 +172,7 @@ pub fn has(need: &str) -> bool {
         "stress-ng" => std::path::Path::new("/usr/bin/stress-ng").exists(),
         "strace" => Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|s| s.success()),
         "kubectl" => kustomizes(),
+        "podman" => Command::new(need).arg("info").output().is_ok_and(|o| o.status.success()),
         "cel-python" => Command::new(need)
             .args(["-c", "import cel_expr_python.cel"])
             .stderr(Stdio::null())
