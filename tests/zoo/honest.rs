@@ -108,6 +108,36 @@ fn confined_lets_them_work_where_they_are_told_to() {
     each(&["--filesystem", "confined", "--workdir", "/media/work", "--writable", "/media/home"], &[Pid1]);
 }
 
+/// The audit file in a directory that has others in it which programs need.
+#[test]
+fn guard_takes_no_more_than_it_has_to() {
+    if !has("root") {
+        return;
+    }
+    for (audit, wanted) in [
+        ("/srv/audit.json", "/srv/job/out"),
+        ("/srv/audit.json", "/media/out"),
+        ("/opt/audit.json", "/opt/home/out"),
+        ("/var/audit.json", "/var/tmp/out"),
+        ("/var/audit.json", "/tmp/out"),
+    ] {
+        let run = |attack: &[&str]| {
+            let mut stage = Stage::new(Pid1).options(&["--audit-file", audit, "--workdir", "/srv/job"]);
+            stage.before =
+                "for d in /srv /opt /var; do mount -t tmpfs -o mode=1777 none $d; done; export HOME=/opt/home; \
+                 mkdir -m 1777 /srv/job /opt/home /var/tmp /var/log"
+                    .into();
+            stage.run(Guard::Full, attack)
+        };
+        let ran = run(&["create", wanted]);
+        assert!(it_says(&ran) && ran.message.contains("\"landlock\":\"enforced\""), "{audit} {wanted}: {ran:#?}");
+        // And the file itself is out of reach there as well.
+        for attack in ["append", "unlink", "rename"] {
+            assert!(!it_says(&run(&[attack, audit])), "{attack} {audit}");
+        }
+    }
+}
+
 #[test]
 fn confined_is_confined() {
     if !has("root") {

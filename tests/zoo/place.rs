@@ -106,6 +106,8 @@ pub struct Stage {
     pub honest: bool,
     /// The words are the whole command; the guard only says which binary is there.
     pub bare: bool,
+    /// gracekeeper's place.
+    pub binary: &'static str,
 }
 
 impl Stage {
@@ -127,6 +129,7 @@ impl Stage {
             root: false,
             honest: false,
             bare: false,
+            binary: "/mnt/gracekeeper",
         }
     }
 
@@ -153,7 +156,7 @@ impl Stage {
             Guard::Plain if self.honest => String::new(),
             Guard::Plain => format!("/mnt/hostile parent {LOG} {MESSAGE}"),
             _ => {
-                format!("/mnt/gracekeeper --audit-file {LOG} --termination-log {MESSAGE} {} --", self.options.join(" "))
+                format!("{} --audit-file {LOG} --termination-log {MESSAGE} {} --", self.binary, self.options.join(" "))
             }
         };
         let mine = if guard == Guard::Plain || self.honest || self.bare { "" } else { "/mnt/hostile" };

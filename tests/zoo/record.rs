@@ -91,6 +91,29 @@ fn the_directory_cannot_be_taken_away() {
     }
 }
 
+/// The supervisor's own file, in a volume as an init container fills one: whoever replaces it supervises the next start.
+#[test]
+fn the_supervisors_own_file_cannot_be_replaced() {
+    if !has("root") {
+        return;
+    }
+    for place in [Pid1, Below] {
+        for attack in ["replace", "unlink", "rename"] {
+            let run = |guard| {
+                let mut stage = Stage::new(place);
+                stage.binary = "/srv/gracekeeper";
+                stage.before =
+                    "mount -t tmpfs -o mode=777 none /srv; cp /mnt/gracekeeper /srv; chown 65532:65532 /srv/gracekeeper".into();
+                stage.run(guard, &[attack, "/srv/gracekeeper"])
+            };
+            assert!(it_says(&run(Guard::Plain)), "control");
+            assert!(it_says(&run(Guard::Without("landlock"))), "control");
+            let full = run(Guard::Full);
+            assert!(!it_says(&full) && full.held("landlock"), "{attack}: {full:#?}");
+        }
+    }
+}
+
 /// Another name for the file, where the workload may write: in another directory of the same mount.
 #[test]
 fn no_other_name_leads_to_the_file() {
