@@ -65,6 +65,24 @@ fn init_containers_and_sidecars_stay_as_they_are() {
     assert_eq!(running.unwrap().stdout, b"true\n");
 }
 
+/// What the guide says of the stricter levels: the command's own variables and directories have to be named.
+#[test]
+fn what_the_stricter_levels_take_away_can_be_given_back() {
+    let Some(images) = engine() else { return };
+    let strict = with_variable(&wrapped("python"), "RISK_LEVEL", "high");
+    let ended = start(&images, &strict).wait(LONG);
+    assert_eq!((ended.code, &ended.message()["status"]), (1, &json!("nonzero_exit")), "{ended:#?}");
+    assert!(ended.stderr.contains("KeyError: 'DIGITS'"), "{ended:#?}");
+    let kept = with_variable(&strict, "KEEP_ENV", "DIGITS:PYTHONDONTWRITEBYTECODE");
+    let ended = start(&images, &kept).wait(LONG);
+    assert_eq!(ended.stdout, "6 3.1415 1\n", "{ended:#?}");
+    well("python", &ended, "high");
+
+    let confined = with_variable(&wrapped("sidecars"), "WRITABLE_PATHS", "");
+    let ended = start(&images, &confined).wait(LONG);
+    assert!(ended.code == 1 && ended.stderr.contains("can't create /data/output"), "{ended:#?}");
+}
+
 /// A wrapped Job that does not want to end, stopped and timed out.
 #[test]
 fn a_wrapped_job_is_ended() {
