@@ -1,5 +1,6 @@
 //! Signals at the supervisor: by every call, with the truth about the sender and with lies, one and a flood of them.
 
+use super::pinned::{Pinned, begins, child_of};
 use super::place::*;
 use super::support::*;
 use std::time::{Duration, Instant};
@@ -127,20 +128,11 @@ fn one_without_a_sender() {
     }
 }
 
-/// The process that is gracekeeper, out here.
-fn supervisor(unshare: u32, place: Place) -> Option<i32> {
-    let child = |pid: i32| -> Option<i32> {
-        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
-            .ok()?
-            .split_whitespace()
-            .next()?
-            .parse()
-            .ok()
-    };
-    let first = child(i32::try_from(unshare).unwrap())?;
-    let pid = if place == Pid1 { first } else { child(first)? };
-    let exe = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    exe.starts_with(b"/mnt/gracekeeper\0").then_some(pid)
+/// The process that is gracekeeper, out here, once it has its child.
+fn supervisor(unshare: u32, place: Place) -> Option<Pinned> {
+    let first = child_of(i32::try_from(unshare).unwrap())?;
+    let pid = if place == Pid1 { first } else { child_of(first)? };
+    Pinned::new(pid, |pid| begins(pid, b"/mnt/gracekeeper\0") && child_of(pid).is_some())
 }
 
 /// A real stop amid a flood of the workload's; what the run ended as.
@@ -149,15 +141,14 @@ fn stop_in_a_flood(place: Place, off: Option<&str>, delay: Duration) -> Attempt 
     let began = Instant::now();
     let guard = off.map_or(Guard::Full, Guard::Without);
     let child = stage.command(guard, &["flood"]).spawn().unwrap();
-    let mut pid = None;
+    let mut found = None;
     until("gracekeeper is there and has its child", || {
-        pid = supervisor(child.id(), place);
-        pid.is_some_and(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).is_ok_and(|c| !c.trim().is_empty())
-        })
+        found = supervisor(child.id(), place);
+        found.is_some()
     });
     std::thread::sleep(delay);
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.unwrap()), nix::sys::signal::Signal::SIGTERM);
+    // Where the flood has ended the run already there is nobody to stop.
+    found.unwrap().signal(libc::SIGTERM);
     stage.collect(finish(child, began))
 }
 

@@ -1,10 +1,9 @@
 //! Who does not want to be found, or to die.
 
 use super::fuse::Hanging;
+use super::pinned::{Pinned, begins, child_of};
 use super::place::*;
 use super::support::*;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -133,19 +132,19 @@ fn the_command_does_not_outlive_a_killed_supervisor() {
         let stage = Stage::new(Below);
         let began = Instant::now();
         let child = stage.command(guard, &["burn", "1"]).spawn().unwrap();
-        let first = |pid: i32| -> Option<i32> {
-            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-            children.split_whitespace().next()?.parse().ok()
-        };
-        let mut supervisor = None;
+        let mut found = None;
         until("the command runs", || {
-            supervisor = first(i32::try_from(child.id()).unwrap()).and_then(first);
-            let command = supervisor.and_then(first).and_then(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).ok());
-            command.is_some_and(|line| line.ends_with(b"burn\x001\0") && !line.starts_with(b"/mnt/gracekeeper"))
+            let supervisor = child_of(i32::try_from(child.id()).unwrap()).and_then(child_of);
+            let top = |pid| begins(pid, b"/mnt/gracekeeper\0") || begins(pid, b"/mnt/hostile\0parent\0");
+            // Both are called so by their exec, not before it.
+            let runs = |pid| {
+                child_of(pid)
+                    .is_some_and(|c| begins(c, b"/mnt/hostile\0burn\0") || begins(c, b"/proc/self/exe\0burn\0"))
+            };
+            found = supervisor.and_then(|pid| Pinned::new(pid, |pid| top(pid) && runs(pid)));
+            found.is_some()
         });
-        let line = std::fs::read(format!("/proc/{}/cmdline", supervisor.unwrap())).unwrap();
-        assert!(line.starts_with(b"/mnt/gracekeeper\0") || line.starts_with(b"/mnt/hostile\0parent\0"));
-        kill(Pid::from_raw(supervisor.unwrap()), Signal::SIGKILL).unwrap();
+        assert!(found.unwrap().signal(libc::SIGKILL));
         stage.collect(finish(child, began))
     };
     assert!(somebody_left(&run(Guard::Plain)), "control");
@@ -171,21 +170,19 @@ fn a_read_that_never_returns() {
         let file = format!("/media/f/file-{}", marker());
         let child = stage.command(Guard::Full, &["hang", &file]).spawn().unwrap();
         until("the read hangs", || fuse.reads.load(Ordering::SeqCst) > 0);
-        let mine = |pid: i32, beginning: &[u8]| {
-            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(beginning))
-        };
         // gracekeeper has the same word among its own.
-        let mut marked = marked(&file).into_iter().map(|pid| i32::try_from(pid).unwrap());
-        let stuck = marked.rfind(|pid| mine(*pid, b"/mnt/hostile\0hang"));
-        let stuck = stuck.unwrap();
-        let state = || std::fs::read_to_string(format!("/proc/{stuck}/stat")).unwrap_or_default();
+        let marked = marked(&file).into_iter().map(|pid| i32::try_from(pid).unwrap());
+        let stuck =
+            marked.filter_map(|pid| Pinned::new(pid, |pid| begins(pid, b"/mnt/hostile\0hang\0"))).next().unwrap();
+        let state = || std::fs::read_to_string(format!("/proc/{}/stat", stuck.pid)).unwrap_or_default();
         // The control: SIGKILL does not end it.
-        kill(Pid::from_raw(stuck), Signal::SIGKILL).unwrap();
+        assert!(stuck.signal(libc::SIGKILL));
         until("it waits without listening", || state().contains(") D "));
         let parent = state().rsplit(") ").next().and_then(|f| f.split(' ').nth(1)?.parse::<i32>().ok()).unwrap();
-        assert!(mine(parent, b"/mnt/gracekeeper\0"), "{}", state());
+        let supervisor = Pinned::new(parent, |pid| begins(pid, b"/mnt/gracekeeper\0"));
+        let supervisor = supervisor.unwrap_or_else(|| panic!("{}", state()));
         let asked = Instant::now();
-        kill(Pid::from_raw(parent), Signal::SIGTERM).unwrap();
+        assert!(supervisor.signal(libc::SIGTERM));
         until("the seal is there", || {
             std::fs::read_to_string(&log).is_ok_and(|text| text.contains("evaluation_terminated"))
         });
