@@ -2,7 +2,6 @@
 //! nowhere else.
 
 use super::place::*;
-use super::support::has;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -90,7 +89,7 @@ fn plain() -> &'static [Option<String>] {
 }
 
 fn each(options: &[&str], place: Place) {
-    if !has("root") {
+    if !able() {
         return;
     }
     let mut ran = 0;
@@ -125,7 +124,7 @@ fn confined_lets_them_work_where_they_are_told_to() {
 /// The audit file in a directory that has others in it which programs need.
 #[test]
 fn guard_takes_no_more_than_it_has_to() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for (audit, wanted) in [
@@ -154,7 +153,7 @@ fn guard_takes_no_more_than_it_has_to() {
 
 #[test]
 fn confined_is_confined() {
-    if !has("root") {
+    if !able() {
         return;
     }
     // From "/", a container's usual working directory: that is no licence for the whole tree.

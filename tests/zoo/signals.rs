@@ -30,7 +30,7 @@ fn row(attack: &'static [&'static str], places: &'static [Place], stopped_by: &'
 
 #[test]
 fn by_pid_group_and_all_with_every_signal() {
-    if !has("root") {
+    if !able() {
         return;
     }
     three_ways(&row(&["kill"], &[Pid1, Below], &[SECCOMP, SCOPE]));
@@ -41,7 +41,7 @@ fn by_pid_group_and_all_with_every_signal() {
 
 #[test]
 fn by_the_calls_that_name_a_thread_or_a_descriptor() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [&["kill-term"][..], &["tkill"], &["tgkill"], &["pidfd-signal"]] {
@@ -51,7 +51,7 @@ fn by_the_calls_that_name_a_thread_or_a_descriptor() {
 
 #[test]
 fn with_a_forged_siginfo() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [&["sigqueue"][..], &["tgsigqueue"]] {
@@ -61,7 +61,7 @@ fn with_a_forged_siginfo() {
 
 #[test]
 fn by_a_descriptor_that_becomes_ready() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [&["async-setown"][..], &["async-fiosetown"], &["async-siocspgrp"]] {
@@ -75,7 +75,7 @@ fn by_a_descriptor_that_becomes_ready() {
 /// One that comes through is still not taken for a stop: the third line of defence, and alone it holds as well.
 #[test]
 fn one_that_comes_through_is_no_stop() {
-    if !has("root") {
+    if !able() {
         return;
     }
     fn ended(attempt: &Attempt) -> bool {
@@ -104,7 +104,7 @@ fn one_that_comes_through_is_no_stop() {
 /// What nobody can tell from a stop of the kubelet's: here only the kernel's refusal helps, and either one is enough.
 #[test]
 fn one_without_a_sender() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {
@@ -154,7 +154,7 @@ fn stop_in_a_flood(place: Place, off: Option<&str>, delay: Duration) -> Attempt 
 
 #[test]
 fn a_hundred_real_stops_in_floods() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let mut seed = u64::from(std::process::id()) | 1;
@@ -190,7 +190,7 @@ fn a_hundred_real_stops_in_floods() {
 /// Control: where the flood is let through and is no reason to kill, real stops are lost in it.
 #[test]
 fn a_flood_that_is_let_be_masks_real_stops() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let off = "seccomp_filter,signal_scope,landlock,flood";

@@ -18,7 +18,7 @@ fn somebody_left(attempt: &Attempt) -> bool {
 /// As PID 1 the end of the namespace ends everybody, so this is only a question where the supervisor is not.
 #[test]
 fn an_orphan_in_a_session_of_its_own() {
-    if !has("root") {
+    if !able() {
         return;
     }
     three_ways(&Row {
@@ -33,7 +33,7 @@ fn an_orphan_in_a_session_of_its_own() {
 
 #[test]
 fn names_that_mislead_a_parser() {
-    if !has("root") {
+    if !able() {
         return;
     }
     three_ways(&Row {
@@ -48,7 +48,7 @@ fn names_that_mislead_a_parser() {
 
 #[test]
 fn names_in_the_record() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {
@@ -84,7 +84,7 @@ pub fn outlasts(stage: Stage, attack: &[&str], time: Duration) -> bool {
 
 /// Stopped, waiting in vfork, stopped under ptrace: SIGTERM does nothing, SIGKILL does.
 fn survives_all_but_the_kill(attack: &str) {
-    if !has("root") {
+    if !able() {
         return;
     }
     let mut stage = Stage::new(Below);
@@ -125,7 +125,7 @@ fn a_child_stopped_under_ptrace() {
 /// PID 1, whose namespace ends with it.
 #[test]
 fn the_command_does_not_outlive_a_killed_supervisor() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let run = |guard| {
@@ -157,7 +157,7 @@ fn the_command_does_not_outlive_a_killed_supervisor() {
 /// A read that no signal ends. The supervisor does not wait for it longer than its plan, scrubs nothing beside it, and says so.
 #[test]
 fn a_read_that_never_returns() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Below, Pid1] {

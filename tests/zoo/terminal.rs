@@ -74,7 +74,7 @@ fn session(guard: Guard<'_>, attack: &str) -> String {
 /// For root: with CAP_SYS_ADMIN the ioctl works whatever dev.tty.legacy_tiocsti says.
 #[test]
 fn nothing_is_typed_into_it() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let hijacked = |text: &str| text.contains("got:echo hija");
@@ -89,7 +89,7 @@ fn nothing_is_typed_into_it() {
 /// A group that nobody is in any more has the foreground: whoever reads the terminal next gets nothing.
 #[test]
 fn it_is_given_back() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let taken = |text: &str| text.contains("nothing") || !text.contains("got:honest");
