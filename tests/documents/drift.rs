@@ -3,7 +3,7 @@
 use super::support::BINARY;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const LEVELS: [&str; 4] = ["low", "medium", "high", "critical"];
@@ -13,7 +13,11 @@ fn profiles() -> Value {
 }
 
 fn text(path: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+    std::fs::read_to_string(root().join(path)).unwrap()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// A row of a table by its first cell: the words of the four levels.
@@ -161,4 +165,26 @@ fn the_exit_codes_of_the_manifests_are_the_binarys() {
     for code in codes(statuses) {
         assert!(codes(&table).contains(&code), "README.md: {code}");
     }
+}
+
+/// The manifests and guides name the images of this version.
+#[test]
+fn every_image_is_of_this_version() {
+    let mut files: Vec<PathBuf> = ["README.md", "docs", "k8s", "image"].map(|f| root().join(f)).to_vec();
+    let mut found = 0;
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for name in ["gracekeeper-scratch:", "gracekeeper-evaluation:"] {
+            for rest in text.split(name).skip(1).filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
+                let version = rest.split(|c: char| c != '.' && !c.is_ascii_digit()).next().unwrap();
+                assert_eq!(version.trim_end_matches('.'), env!("CARGO_PKG_VERSION"), "{}: {name}", path.display());
+                found += 1;
+            }
+        }
+    }
+    assert!(found >= 8, "{found}");
 }

@@ -6,6 +6,7 @@ mod admission;
 mod engine;
 mod guide;
 mod images;
+mod install;
 mod manifests;
 mod pod;
 mod podman;

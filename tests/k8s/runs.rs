@@ -72,7 +72,7 @@ pub fn check(job: &Value, level: &str, ended: &Ended, code: i32, status: &str) {
     assert_eq!(verify(ended), Some(0), "{level}");
 }
 
-pub fn path_of<'a>(seal: &'a Value, path: &str) -> &'a Value {
+fn path_of<'a>(seal: &'a Value, path: &str) -> &'a Value {
     let paths = seal["cleanup"]["paths"].as_array().unwrap();
     paths.iter().find(|p| p["path"] == path).unwrap_or_else(|| panic!("no {path}: {seal:#}"))
 }

@@ -113,6 +113,23 @@ fn a_hardened_job_wrapped_is_the_verbs_job() {
     assert_eq!(bare(object("examples/hardened", "Job")), bare(printed));
 }
 
+/// What the component says for Jobs and again for CronJobs is the same.
+#[test]
+fn a_cronjob_gets_what_a_job_gets() {
+    if !has("kubectl") {
+        return;
+    }
+    let ours = |name: &str| {
+        let job = job_of(&build(&folder(&format!("examples/{name}"))).unwrap()[0]);
+        let pod = &job["spec"]["template"]["spec"];
+        let of = |list: &Value| list.as_array().unwrap().iter().find(|i| i["name"] == "gracekeeper").unwrap().clone();
+        let mut env: Vec<Value> = pod["containers"][0]["env"].as_array().unwrap().clone();
+        env.retain(|v| OURS[..3].contains(&v["name"].as_str().unwrap()));
+        (of(&pod["initContainers"]), of(&pod["volumes"]), of(&pod["containers"][0]["volumeMounts"]), env)
+    };
+    assert_eq!(ours("cronjob"), ours("shell"));
+}
+
 /// A Job that names no command would run its ENTRYPOINT unsupervised: the build fails, and says which path is missing.
 #[test]
 fn a_job_that_relies_on_its_entrypoint_is_refused() {

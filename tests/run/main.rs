@@ -11,6 +11,7 @@ mod relay;
 mod revoke;
 #[path = "../support/schema.rs"]
 mod schema;
+mod startup;
 mod stress;
 mod support;
 mod terminal;

@@ -281,3 +281,34 @@ fn not_as_pid_1_only_its_own_sockets_count() {
         }
     }
 }
+
+#[test]
+fn a_bomb_without_end_under_a_pids_limit_is_dead_and_sealed_in_time() {
+    if image().is_none() {
+        return;
+    }
+    // Every process forks for ever, in a fifth of a CPU and 128 MiB, which 200 of them do not fill.
+    let limits = ["--memory=128m", "--cpus=0.2", "--pids-limit=200"];
+    let run = Run {
+        network: false,
+        limits: &limits,
+        monitoring: "aggressive",
+        options: &["--timeout", "3s", "--grace", "5s"],
+        words: &["/hostile", "bomb"],
+    };
+    for _ in 0..3 {
+        let (code, records) = run.to_the_end(false);
+        assert!(matches!(code, 124 | 121), "{records:#?}");
+        let seal = records.last().unwrap();
+        let time = |event: &str| {
+            let record = records.iter().find(|r| r["event"] == event).unwrap();
+            super::revoke::time_of(record["time"].as_str().unwrap())
+        };
+        // The deadline, the hard limit (5 s), and half a second to be scheduled in for the rest.
+        let took = time("evaluation_terminated") - time("evaluation_started");
+        println!("sealed {took:.3} s after the start, {}", seal["escalation"]);
+        assert!(took < 8.5, "{took} s: {seal:#}");
+        let kill = seal["escalation"].as_array().unwrap().last().unwrap();
+        assert_eq!((kill["rung"].as_str(), kill["survivors"].as_u64()), (Some("kill"), Some(0)), "{seal:#}");
+    }
+}
