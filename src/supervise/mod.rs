@@ -23,6 +23,7 @@ use crate::revoke::Frozen;
 use crate::scrub::job::Job;
 use crate::scrub::targets::Target;
 use crate::seal;
+use crate::switches::without;
 use crate::watch::sample::Watch;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
@@ -266,6 +267,8 @@ impl Supervisor {
             return;
         }
         let own = nix::unistd::getpgrp().as_raw();
+        // Who is not of that group must not go on while nobody watches the deadline.
+        let paused = if without("job_control") { Vec::new() } else { self.shared.everything().pause(ladder::ONE_KILL) };
         let _ = limits::take_foreground(own);
         let _ = nix::sys::signal::raise(Signal::SIGSTOP);
         // Continued: in the foreground again, or by `bg`.
@@ -273,6 +276,7 @@ impl Supervisor {
             let _ = limits::take_foreground(pid);
         }
         let _ = kill(group, Signal::SIGCONT);
+        self.shared.everything().resume(&paused);
     }
 }
 

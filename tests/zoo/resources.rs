@@ -10,7 +10,7 @@ pub struct Image(pub String);
 
 impl Image {
     pub fn new() -> Option<Self> {
-        if !has("docker") {
+        if !able() || !has("docker") {
             return None;
         }
         let name = format!("gracekeeper-zoo-{}-{}", std::process::id(), marker().replace('.', "-"));

@@ -121,6 +121,21 @@ fn a_child_stopped_under_ptrace() {
     survives_all_but_the_kill("traced");
 }
 
+/// The parent is made a tracer: told of a stop, it takes it for the end.
+#[test]
+fn a_child_that_makes_its_parent_trace_it() {
+    if !able() {
+        return;
+    }
+    let plain = Stage::new(Below).run(Guard::Plain, &["traceme"]);
+    assert!(somebody_left(&plain), "control: {plain:#?}");
+    for place in [Pid1, Below] {
+        let full = Stage::new(place).options(SHORT).run(Guard::Full, &["traceme"]);
+        assert_eq!((full.code, full.verified()), (124, Some(0)), "{full:#?}");
+        assert!(place == Pid1 || !somebody_left(&full), "{full:#?}");
+    }
+}
+
 /// The supervisor itself is killed from outside: the command goes with it. Not so what the command started; for that there is
 /// PID 1, whose namespace ends with it.
 #[test]
