@@ -32,6 +32,10 @@ use nix::unistd::Pid;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+/// Children heard in one turn of the loop: who dies, or stops and goes on, as fast as we listen must not keep the loop from its
+/// deadlines.
+const REAPED_AT_ONCE: u32 = 4096;
+
 /// What the panic hook has to reach as well.
 #[derive(Debug)]
 pub struct Shared {
@@ -92,6 +96,8 @@ pub struct Supervisor {
     pub refreeze: Instant,
     /// Spoofed signals of the current second, and when it began.
     pub spoofed_window: (Instant, u64),
+    /// Children may be left that have something to say.
+    pub more_to_reap: bool,
 }
 
 impl Supervisor {
@@ -129,7 +135,8 @@ impl Supervisor {
             return;
         }
         let due = self.relay.as_ref().and_then(Relay::due).filter(|_| !self.output_settled());
-        let timeout = asked.into_iter().chain(due).min().map(|at| at.since(clock::now()));
+        let now = self.more_to_reap.then(clock::now);
+        let timeout = asked.into_iter().chain(due).chain(now).min().map(|at| at.since(clock::now()));
         let mut fds = vec![self.signals.poll_fd()];
         if self.machine.state() == State::Launching
             && let Some(child) = &self.child
@@ -204,7 +211,14 @@ impl Supervisor {
 
     fn reap(&mut self) {
         let mut ended = None;
+        let mut left = REAPED_AT_ONCE;
+        self.more_to_reap = false;
         let alone = loop {
+            if left == 0 {
+                self.more_to_reap = true;
+                break false;
+            }
+            left -= 1;
             match reap::next() {
                 Ok(Some(Reaped::Ended { pid, how, max_rss })) => {
                     self.facts.reaped(max_rss);

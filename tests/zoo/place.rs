@@ -241,11 +241,12 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 11] = [
+    const NOT: [&str; 12] = [
         "origin",
         "flood",
         "foreground",
         "job_control",
+        "own_mode",
         "own_file",
         "message",
         "subreaper",

@@ -114,6 +114,27 @@ fn the_supervisors_own_file_cannot_be_replaced() {
     }
 }
 
+/// Its owner can take the file's permissions away, for the next run: they are given back.
+#[test]
+fn the_next_run_can_open_the_file() {
+    if !able() {
+        return;
+    }
+    for place in [Pid1, Below] {
+        let mode = |guard| {
+            let ran = Stage::new(place).run(guard, &["chmod", LOG]);
+            assert!(ran.says("succeeded"), "nothing refuses it: {ran:#?}");
+            if guard != Guard::Plain {
+                assert_eq!(ran.verified(), Some(0), "{ran:#?}");
+            }
+            let log = ran.share().join("../log/security-audit.json");
+            std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(log).unwrap().permissions()) & 0o777
+        };
+        assert_eq!((mode(Guard::Plain), mode(Guard::Without("own_mode"))), (0, 0), "controls");
+        assert_eq!(mode(Guard::Full), 0o600);
+    }
+}
+
 /// Another name for the file, where the workload may write: in another directory of the same mount.
 #[test]
 fn no_other_name_leads_to_the_file() {
