@@ -295,7 +295,7 @@ fn hook_panics(shared: Arc<Shared>, pid1: bool) {
             }
         }
         if let Ok(mut log) = shared.log.try_lock() {
-            log.seal(seal::of_a_panic(&info.to_string()));
+            log.seal(seal::of_a_panic(&info.to_string()), None);
         }
         std::process::exit(125);
     }));

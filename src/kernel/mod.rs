@@ -6,6 +6,7 @@ pub mod clock;
 pub mod counters;
 pub mod cpu;
 pub mod files;
+pub mod flush;
 pub mod kill;
 pub mod landlock;
 pub mod limits;

@@ -72,7 +72,9 @@ impl Supervisor {
                     self.facts.output(relay.close(clock::now()));
                 }
                 let record = self.facts.seal(&self.machine, self.scrub.as_ref(), &self.targets, &self.shared);
-                self.shared.log().seal(record);
+                // Where an outside clock runs, a disk that hangs is given up in time for the message and the exit.
+                let until = self.machine.plan().and_then(|plan| plan.sealed);
+                self.shared.log().seal(record, until);
                 if self.terminal && !without("foreground") {
                     // The shell that started us finds its terminal as it left it.
                     let _ = limits::take_foreground(nix::unistd::getpgrp().as_raw());
