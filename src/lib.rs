@@ -190,6 +190,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         next_activity: None,
         refreeze: Instant::default(),
         spoofed_window: (Instant::default(), 0),
+        more_to_reap: false,
     };
     let output = supervisor.relay.as_ref().and_then(Relay::writers);
     let spawned = command.and_then(|c| {

@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -88,6 +88,8 @@ pub struct AuditSink {
     unreserved: Option<Cause>,
     /// The file ends in a torn line: the next record begins with a newline.
     torn: bool,
+    /// The permissions it had when it was opened.
+    mode: u32,
     /// Somebody else changed the file.
     disturbed: Option<&'static str>,
     /// The fsync of the trigger's record, which the ladder did not wait for.
@@ -124,11 +126,21 @@ impl AuditSink {
             std::fs::TryLockError::WouldBlock => Cause::because("another process has it locked"),
             std::fs::TryLockError::Error(error) => Cause::refused("flock", errno(&error)),
         })?;
-        let end = file.metadata().map_err(refused("fstat"))?.len();
+        let meta = file.metadata().map_err(refused("fstat"))?;
+        let (end, mode) = (meta.len(), meta.mode());
         let (last, torn) = last_line(&file, end).map_err(refused("read"))?;
         let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mut sink =
-            Self { file, path: resolved, end, reserved: end, unreserved: None, torn, disturbed: None, flushing: None };
+        let mut sink = Self {
+            file,
+            path: resolved,
+            end,
+            reserved: end,
+            unreserved: None,
+            torn,
+            mode,
+            disturbed: None,
+            flushing: None,
+        };
         // Refused for want of room: the file is still there for whatever fits.
         if sink.reserve(0).is_err() {
             sink.unreserved = Some(Cause::refused("fallocate", Errno::ENOSPC));
@@ -245,6 +257,13 @@ impl AuditSink {
         };
         if what.is_some() {
             self.disturbed = what;
+        }
+        if path_too && meta.mode() != self.mode && !without("own_mode") {
+            // Its owner may, whom Landlock does not keep from it: the next run has to be able to open it.
+            let mode = std::fs::Permissions::from_mode(self.mode & 0o7777);
+            if self.file.set_permissions(mode).is_err() {
+                self.disturbed = self.disturbed.or(Some("the audit file's mode was changed"));
+            }
         }
         if meta.len() != self.end {
             // A strange part of a line must not swallow ours. What was reserved beyond a cut is gone.

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use std::time::Duration;
 
 /// How long one kill may go on finding new processes before the loop looks at its signals again (not PID 1).
-const ONE_KILL: Duration = Duration::from_millis(50);
+pub(super) const ONE_KILL: Duration = Duration::from_millis(50);
 /// The longest a revoke may take.
 const REVOKE_AT_MOST: Duration = Duration::from_secs(1);
 
