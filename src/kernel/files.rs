@@ -5,10 +5,13 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+const BELOW: ResolveFlag =
+    ResolveFlag::RESOLVE_NO_XDEV.union(ResolveFlag::RESOLVE_NO_SYMLINKS).union(ResolveFlag::RESOLVE_BENEATH);
 
 /// Opens a directory by an absolute path none of whose parts may be a symlink (openat2(2), Linux 5.6; where it is
 /// missing only the last part is checked).
@@ -29,7 +32,7 @@ pub fn open_path(path: &Path) -> Result<OwnedFd, Errno> {
 /// `EXDEV` for a mount point, `ELOOP` or `ENOTDIR` for what is no directory (any more), `EACCES` for one without the
 /// owner's permission.
 pub fn open_below(dir: BorrowedFd<'_>, name: &CStr, device: u64) -> Result<OwnedFd, Errno> {
-    let how = OpenHow::new().flags(DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let how = OpenHow::new().flags(DIRECTORY).resolve(BELOW);
     match openat2(dir, name, how) {
         // EPERM: an old seccomp profile that does not know the call (libseccomp before 2.5 answers so).
         Err(Errno::ENOSYS | Errno::EPERM) => {
@@ -65,27 +68,24 @@ pub fn make_writable(dir: BorrowedFd<'_>) -> Result<(), Errno> {
     fchmod(dir, Mode::S_IRWXU)
 }
 
-/// What an entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A directory.
-    Directory,
-    /// A regular file of this many bytes.
-    Regular(u64),
-    /// Anything else: never opened.
-    Other,
+/// The space that goes with the name `name` in `dir` (fstatat(2), symlinks not followed): what is allocated to a regular
+/// file that has no other name, else nothing.
+#[must_use]
+pub fn space_of(dir: BorrowedFd<'_>, name: &CStr) -> u64 {
+    let Ok(stat) = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { return 0 };
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG || stat.st_nlink != 1 {
+        return 0;
+    }
+    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
 }
 
-/// What `name` in `dir` is (fstatat(2), symlinks not followed).
-///
-/// # Errors
-/// The errno of `fstatat(2)`.
-pub fn kind(dir: BorrowedFd<'_>, name: &CStr) -> Result<Kind, Errno> {
-    let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-    Ok(match stat.st_mode & libc::S_IFMT {
-        libc::S_IFDIR => Kind::Directory,
-        libc::S_IFREG => Kind::Regular(u64::try_from(stat.st_size).unwrap_or(0)),
-        _ => Kind::Other,
+/// The space in use on the tmpfs that `dir` is on; `None` on any other file system, and on a tmpfs that does not count.
+#[must_use]
+pub fn tmpfs_used(dir: BorrowedFd<'_>) -> Option<u64> {
+    let fs = nix::sys::statfs::fstatfs(dir).ok()?;
+    (fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC && fs.blocks() > 0).then(|| {
+        let block = u64::try_from(fs.block_size()).unwrap_or(0);
+        fs.blocks().saturating_sub(fs.blocks_free()).saturating_mul(block)
     })
 }
 
@@ -119,81 +119,51 @@ pub fn is_read_only(dir: BorrowedFd<'_>) -> bool {
     nix::sys::statvfs::fstatvfs(dir).is_ok_and(|s| s.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
 }
 
-/// A directory being read through a fixed buffer.
-#[derive(Debug)]
-pub struct Listing {
-    fd: OwnedFd,
-    buffer: Box<[u8]>,
-    from: usize,
-    to: usize,
+/// Moves the directory `name` in `dir` to `to`, as `fresh`.
+///
+/// # Errors
+/// The errno of `renameat(2)`.
+pub fn rename(dir: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, fresh: &CStr) -> Result<(), Errno> {
+    nix::fcntl::renameat(dir, name, to, fresh)
 }
 
-/// One entry's name and what the file system says of its type.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// The name, any bytes.
-    pub name: std::ffi::CString,
+/// Back to the start of the directory (lseek(2)).
+///
+/// # Errors
+/// The errno of `lseek(2)`.
+pub fn rewind(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    nix::unistd::lseek(dir, 0, nix::unistd::Whence::SeekSet).map(drop)
+}
+
+/// Reads the next entries into `buffer`, for `entries`; how many bytes, 0 at the end.
+///
+/// # Errors
+/// The errno of `getdents64(2)`.
+pub fn read_entries(dir: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: getdents64 writes at most the length given into the buffer, which is valid for that many bytes.
+    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
+    Errno::result(n).map(|n| usize::try_from(n).unwrap_or(0))
+}
+
+/// One entry as the kernel wrote it.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// The inode's number.
+    pub inode: u64,
     /// `DT_*` of readdir(3); `DT_UNKNOWN` where the file system does not say.
     pub kind: u8,
+    /// The name, any bytes but NUL and slash.
+    pub name: &'a CStr,
 }
 
-impl Listing {
-    /// Reads `fd` from its start.
-    #[must_use]
-    pub fn new(fd: OwnedFd) -> Self {
-        Self { fd, buffer: vec![0; 16 * 1024].into_boxed_slice(), from: 0, to: 0 }
-    }
-
-    /// The directory.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
-    /// Back to the start.
-    ///
-    /// # Errors
-    /// The errno of `lseek(2)`.
-    pub fn rewind(&mut self) -> Result<(), Errno> {
-        self.from = 0;
-        self.to = 0;
-        nix::unistd::lseek(&self.fd, 0, nix::unistd::Whence::SeekSet).map(drop)
-    }
-
-    /// The next entry but `.` and `..`; `None` at the end.
-    ///
-    /// # Errors
-    /// The errno of `getdents64(2)`.
-    pub fn next_entry(&mut self) -> Result<Option<Entry>, Errno> {
-        loop {
-            if self.from >= self.to {
-                // SAFETY: getdents64 writes at most the length given into the buffer, which is valid for that many bytes.
-                let n = Errno::result(unsafe {
-                    libc::syscall(
-                        libc::SYS_getdents64,
-                        self.fd.as_raw_fd(),
-                        self.buffer.as_mut_ptr(),
-                        self.buffer.len(),
-                    )
-                })?;
-                self.from = 0;
-                self.to = usize::try_from(n).unwrap_or(0);
-                if self.to == 0 {
-                    return Ok(None);
-                }
-            }
-            // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
-            let entry = self.buffer.get(self.from..self.to).unwrap_or_default();
-            let Some(&[low, high, kind]) = entry.get(16..19) else { return Err(Errno::EIO) };
-            let length = usize::from(u16::from_ne_bytes([low, high])).max(19);
-            let name = entry.get(19..length).and_then(|n| CStr::from_bytes_until_nul(n).ok()).map(CStr::to_owned);
-            self.from = self.from.saturating_add(length);
-            match name {
-                Some(name) if name.as_c_str() != c"." && name.as_c_str() != c".." => {
-                    return Ok(Some(Entry { name, kind }));
-                }
-                _ => {}
-            }
-        }
-    }
+/// The entry at `at`, and where the next one is; `None` at the end of what was read.
+#[must_use]
+pub fn entry(read: &[u8], at: usize) -> Option<(Entry<'_>, usize)> {
+    // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
+    let record = read.get(at..)?;
+    let (inode, rest) = record.split_first_chunk::<8>()?;
+    let &[low, high, kind] = rest.get(8..11)? else { return None };
+    let length = usize::from(u16::from_ne_bytes([low, high])).max(20);
+    let name = CStr::from_bytes_until_nul(record.get(19..length)?).ok()?;
+    Some((Entry { inode: u64::from_ne_bytes(*inode), kind, name }, at.saturating_add(length)))
 }
