@@ -97,7 +97,7 @@ fn main() {
 type Took = (Duration, Duration);
 
 /// An ext4 of its own on a loop device in memory.
-struct Ext4(tempfile::TempDir, tempfile::NamedTempFile);
+struct Ext4(tempfile::TempDir, #[allow(dead_code)] tempfile::NamedTempFile);
 
 impl Ext4 {
     fn mount() -> Option<Self> {

@@ -347,7 +347,7 @@ pub struct CleanedPath {
     pub status: String,
     /// Entries removed.
     pub entries_removed: u64,
-    /// Bytes of the regular files removed.
+    /// The space given back, in bytes (docs/scrub.md).
     pub bytes_removed: u64,
     /// Why it is not `complete`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -177,7 +177,7 @@ impl Crew {
             bell: Condvar::new(),
             until_ns: AtomicU64::new(nanos(until)),
             most,
-            present: AtomicUsize::new(1),
+            present: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
             expired: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -239,20 +239,29 @@ impl Crew {
         }
     }
 
-    /// One more worker, where there may be one. A thread that cannot be had (pids limit, no memory) is done without.
-    fn hire(self: &Arc<Self>) {
+    /// One more worker, where there may be one; whether it was hired. A thread that cannot be had (pids limit, no memory) is
+    /// done without.
+    pub fn hire(self: &Arc<Self>) -> bool {
         let room = |n: usize| (n < self.most).then(|| n.saturating_add(1));
         if self.present.fetch_update(Ordering::AcqRel, Ordering::Relaxed, room).is_err() {
-            return;
+            return false;
         }
         let crew = Arc::clone(self);
-        if std::thread::Builder::new().stack_size(walk::STACK).spawn(move || crew.work()).is_err() {
+        let hired = std::thread::Builder::new().stack_size(walk::STACK).spawn(move || crew.work()).is_ok();
+        if !hired {
             self.present.fetch_sub(1, Ordering::AcqRel);
         }
+        hired
+    }
+
+    /// Does everything here, where nobody can be hired.
+    pub fn work_alone(self: &Arc<Self>) {
+        self.present.fetch_add(1, Ordering::AcqRel);
+        self.work();
     }
 
     /// A worker's life: until nothing is left, or no time.
-    pub fn work(self: &Arc<Self>) {
+    fn work(self: &Arc<Self>) {
         let mut worker = walk::Worker::new(self);
         while let Some(work) = self.take() {
             worker.perform(work);

@@ -3,7 +3,6 @@
 
 use super::crew::Crew;
 use super::targets::Target;
-use super::walk;
 use crate::audit::record::{CleanedPath, Cleanup};
 use crate::kernel::{clock, cpu};
 use crate::machine::types::Instant;
@@ -37,10 +36,8 @@ pub fn start(targets: Vec<Target>, until: Instant) -> Job {
     let paths = targets.iter().map(|t| t.path.clone()).collect();
     let most = usize::try_from((cpu::available() / 1000).clamp(1, WORKERS)).unwrap_or(1);
     let crew = Arc::new(Crew::new(targets, until, most, done));
-    let theirs = Arc::clone(&crew);
-    let thread = std::thread::Builder::new().stack_size(walk::STACK);
-    if !beside || thread.spawn(move || theirs.work()).is_err() {
-        crew.work();
+    if !beside || !crew.hire() {
+        crew.work_alone();
     }
     Job { crew, paths, began, budget: until.since(began) }
 }
