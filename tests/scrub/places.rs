@@ -115,7 +115,7 @@ pub fn scrub(tree: &Path, before: &[String], options: &[&str]) -> (Ran, Value) {
     words.push(binary.to_str().unwrap());
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).args(options).arg("--scrub").arg(tree).args(["--", "true"]);
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("TMPDIR", "/dev/shm");
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("TMPDIR", tree.parent().unwrap());
     command
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::piped())
