@@ -16,6 +16,7 @@
 use gracekeeper::kernel::clock;
 use gracekeeper::scrub::job;
 use gracekeeper::scrub::targets::{Source, Target};
+use gracekeeper::settings::ScrubMode;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -178,7 +179,7 @@ fn scrubbed(tree: &Path) -> Took {
     let target = Target { path: tree.to_owned(), source: Source::Path, own_tmpfs: tree.starts_with("/dev/shm") };
     let cpu = cpu(UsageWho::RUSAGE_SELF);
     let began = Instant::now();
-    let job = job::start(vec![target], clock::now().plus(Duration::from_secs(120)));
+    let job = job::start(vec![target], clock::now().plus(Duration::from_secs(120)), ScrubMode::Delete);
     while !job.is_done() {
         poll(&mut [PollFd::new(job.fd().unwrap(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
     }

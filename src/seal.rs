@@ -326,6 +326,7 @@ fn not_scrubbed(targets: &[Target]) -> Cleanup {
                 entries_removed: 0,
                 bytes_removed: 0,
                 why: Some("a process did not die".to_owned()),
+                zeroed: None,
             })
             .collect(),
         budget_ms: 0,

@@ -19,6 +19,7 @@ use crate::revoke::{self, Frozen};
 use crate::scrub::job::{self, Job};
 use crate::scrub::targets::Target;
 use crate::seal;
+use crate::settings::ScrubMode;
 use crate::watch::activity::activity;
 use crate::watch::sample::Watch;
 use nix::errno::Errno;
@@ -82,6 +83,8 @@ pub struct Supervisor {
     pub targets: Vec<Target>,
     /// What the seal is made of.
     pub facts: seal::Facts,
+    /// How the scrub removes a file.
+    pub scrub_mode: ScrubMode,
     /// The running scrub.
     pub scrub: Option<Job>,
     /// The workload's output, where it is limited.
@@ -478,7 +481,7 @@ impl Supervisor {
                 self.killed();
                 // Nothing of the workload is left; operators' processes go with the namespace.
                 let targets = std::mem::take(&mut self.targets);
-                self.scrub = Some(job::start(targets, until));
+                self.scrub = Some(job::start(targets, until, self.scrub_mode));
                 if let Some(relay) = &mut self.relay {
                     relay.drain(clock::now());
                 }

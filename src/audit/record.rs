@@ -352,4 +352,21 @@ pub struct CleanedPath {
     /// Why it is not `complete`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// With `--scrub-mode zero`: what was overwritten first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zeroed: Option<Zeroed>,
+}
+
+/// What `--scrub-mode zero` did in one path.
+#[derive(Debug, Clone, Serialize)]
+pub struct Zeroed {
+    /// Regular files overwritten whole.
+    pub files: u64,
+    /// Bytes overwritten.
+    pub bytes: u64,
+    /// Names of regular files removed without: another name was left, or they could not be written.
+    pub skipped: u64,
+    /// Why nothing could be overwritten here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }

@@ -6,6 +6,7 @@
 use super::node::{Node, Settled};
 use super::targets::{Source, Target};
 use super::walk;
+use super::zero::Zeroed;
 use crate::kernel::{clock, files};
 use crate::machine::types::Instant;
 use nix::errno::Errno;
@@ -30,6 +31,8 @@ pub struct Tree {
     entries: AtomicU64,
     bytes: AtomicU64,
     verdict: OnceLock<Verdict>,
+    /// With `--scrub-mode zero`: what was overwritten.
+    pub zeroed: Option<Zeroed>,
     /// The private directory, to be removed itself.
     itself: Option<PathBuf>,
 }
@@ -88,6 +91,9 @@ impl Tree {
     /// The errno of fstat(2).
     pub fn begin(&self, top: &OwnedFd, own: bool) -> Result<(), Errno> {
         let _ = self.device.set(files::device(top.as_fd())?);
+        if let Some(zeroed) = &self.zeroed {
+            zeroed.begin(top.as_fd());
+        }
         if own
             && let Some(used) = files::tmpfs_used(top.as_fd())
             && let Ok(fd) = top.try_clone()
@@ -166,9 +172,12 @@ pub struct Crew {
 impl Crew {
     /// A crew of at most `most` workers for `targets`.
     #[must_use]
-    pub fn new(targets: Vec<Target>, until: Instant, most: usize, done: Option<EventFd>) -> Self {
+    pub fn new(targets: Vec<Target>, until: Instant, most: usize, zero: bool, done: Option<EventFd>) -> Self {
         let itself = |t: &Target| matches!(t.source, Source::Private(_)).then(|| t.path.clone());
-        let trees = targets.iter().map(|t| Arc::new(Tree { itself: itself(t), ..Tree::default() })).collect();
+        let trees = targets
+            .iter()
+            .map(|t| Arc::new(Tree { itself: itself(t), zeroed: zero.then(Zeroed::default), ..Tree::default() }))
+            .collect();
         // The stack's top is its end: the first target first.
         let work = targets.into_iter().enumerate().rev().map(|(i, target)| Work::Open(i, target)).collect();
         let seed = crate::kernel::random::sixteen_bytes().unwrap_or_default();

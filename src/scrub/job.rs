@@ -3,14 +3,16 @@
 
 use super::crew::Crew;
 use super::targets::Target;
-use crate::audit::record::{CleanedPath, Cleanup};
+use crate::audit::record::{CleanedPath, Cleanup, Zeroed};
 use crate::kernel::{clock, cpu};
 use crate::machine::types::Instant;
+use crate::settings::ScrubMode;
 use crate::settings::cli::printable;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// More workers than this have not been measured to gain anything, and each takes memory.
@@ -28,14 +30,14 @@ pub struct Job {
 /// Starts the scrub of `targets`, to stop at `until`: one worker for each whole CPU that may be used. Without a thread (no
 /// memory, pids limit) it runs at once, here.
 #[must_use]
-pub fn start(targets: Vec<Target>, until: Instant) -> Job {
+pub fn start(targets: Vec<Target>, until: Instant, mode: ScrubMode) -> Job {
     let began = clock::now();
     let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).ok();
     // Without a descriptor to wait on, the loop could not learn of the end.
     let beside = done.is_some();
     let paths = targets.iter().map(|t| t.path.clone()).collect();
     let most = usize::try_from((cpu::available() / 1000).clamp(1, WORKERS)).unwrap_or(1);
-    let crew = Arc::new(Crew::new(targets, until, most, done));
+    let crew = Arc::new(Crew::new(targets, until, most, mode == ScrubMode::Zero, done));
     if !beside || !crew.hire() {
         crew.work_alone();
     }
@@ -73,6 +75,12 @@ impl Job {
                 entries_removed,
                 bytes_removed,
                 why,
+                zeroed: tree.zeroed.as_ref().map(|z| Zeroed {
+                    files: z.files.load(Ordering::Relaxed),
+                    bytes: z.bytes.load(Ordering::Relaxed),
+                    skipped: z.skipped.load(Ordering::Relaxed),
+                    why: z.why(),
+                }),
             }
         });
         Cleanup {

@@ -7,6 +7,7 @@
 use super::crew::{Crew, Names, Work};
 use super::node::Node;
 use super::targets::{Source, Target};
+use super::zero;
 use crate::kernel::files;
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
@@ -57,7 +58,7 @@ impl<'a> Worker<'a> {
                     if self.is_over() {
                         return;
                     }
-                    remove(&node, &name, libc::DT_UNKNOWN);
+                    remove(self.crew, &node, &name, libc::DT_UNKNOWN);
                 }
                 self.crew.finish(node);
             }
@@ -96,7 +97,7 @@ impl<'a> Worker<'a> {
             Ok(node) => return self.read(&node),
             // Not a directory any more: whatever it is now, its name goes.
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
-                remove(parent, &name, libc::DT_UNKNOWN);
+                remove(self.crew, parent, &name, libc::DT_UNKNOWN);
             }
             Err(Errno::ENOENT) => {}
             Err(errno) => parent.leave(errno),
@@ -179,7 +180,7 @@ impl<'a> Worker<'a> {
             }
             let Some(&(_, at)) = self.files.get(i) else { continue };
             let Some((name, kind)) = self.name(at) else { continue };
-            if remove(node, name, kind) {
+            if remove(self.crew, node, name, kind) {
                 // A directory after all: the file system did not say, or it was swapped.
                 self.directories.push((0, at));
             }
@@ -270,10 +271,15 @@ fn sort(list: &mut [(u64, usize)]) {
 }
 
 /// Removes what is no directory; true where it is one.
-fn remove(node: &Arc<Node>, name: &CStr, kind: u8) -> bool {
-    let sized = node.tree.asks_sizes() && matches!(kind, libc::DT_REG | libc::DT_UNKNOWN);
+fn remove(crew: &Crew, node: &Arc<Node>, name: &CStr, kind: u8) -> bool {
+    let regular = matches!(kind, libc::DT_REG | libc::DT_UNKNOWN);
+    let sized = node.tree.asks_sizes() && regular;
     let bytes = if sized { files::space_of(node.fd(), name) } else { 0 };
-    match node.widening(|| files::unlink(node.fd(), name)) {
+    let unlinked = match &node.tree.zeroed {
+        Some(zeroed) if regular => zero::unlink(node, name, zeroed, crew),
+        _ => node.widening(|| files::unlink(node.fd(), name)),
+    };
+    match unlinked {
         Ok(()) => {
             node.tree.removed(bytes);
             node.changed.store(true, Ordering::Release);

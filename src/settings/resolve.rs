@@ -2,7 +2,9 @@
 
 use super::cli::{Raw, UsageError, printable};
 use super::table::{OPTIONS, Opt, find};
-use super::{AuditFile, AuditKey, AuditLevel, EnvMode, Filesystem, LogFormat, Monitoring, Network, Risk, Settings};
+use super::{
+    AuditFile, AuditKey, AuditLevel, EnvMode, Filesystem, LogFormat, Monitoring, Network, Risk, ScrubMode, Settings,
+};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -228,6 +230,8 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
         audit_key,
         termination_log: optional("termination-log")?.unwrap_or_else(|| PathBuf::from("/dev/termination-log")),
         scrub,
+        scrub_mode: given("scrub-mode")
+            .map_or(Ok(ScrubMode::Delete), |g| g.word(&[("delete", ScrubMode::Delete), ("zero", ScrubMode::Zero)]))?,
         workload_env: workload_env(env, mode, &keep_env, key_name.as_deref()),
         keep_env,
         writable: lists("writable")?.0.into_iter().map(PathBuf::from).collect(),

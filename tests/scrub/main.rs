@@ -13,3 +13,4 @@ mod schema;
 #[allow(dead_code)]
 mod support;
 mod trees;
+mod zeroes;

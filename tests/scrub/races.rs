@@ -4,6 +4,7 @@ use super::places::*;
 use gracekeeper::kernel::clock;
 use gracekeeper::scrub::job::{self, Job};
 use gracekeeper::scrub::targets::{Source, Target};
+use gracekeeper::settings::ScrubMode;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 fn started(tree: &Path, budget: Duration) -> Job {
     let target = Target { path: tree.to_owned(), source: Source::Path, own_tmpfs: false };
-    job::start(vec![target], clock::now().plus(budget))
+    job::start(vec![target], clock::now().plus(budget), ScrubMode::Delete)
 }
 
 fn ended(job: &Job) {
