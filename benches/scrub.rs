@@ -179,7 +179,7 @@ fn scrubbed(tree: &Path) -> Took {
     let target = Target { path: tree.to_owned(), source: Source::Path, own_tmpfs: tree.starts_with("/dev/shm") };
     let cpu = cpu(UsageWho::RUSAGE_SELF);
     let began = Instant::now();
-    let job = job::start(vec![target], clock::now().plus(Duration::from_secs(120)), ScrubMode::Delete);
+    let job = job::start(vec![target], None, clock::now().plus(Duration::from_secs(120)), ScrubMode::Delete);
     while !job.is_done() {
         poll(&mut [PollFd::new(job.fd().unwrap(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
     }

@@ -329,6 +329,7 @@ fn not_scrubbed(targets: &[Target]) -> Cleanup {
                 zeroed: None,
             })
             .collect(),
+        ipc: None,
         budget_ms: 0,
         used_ms: 0,
     }

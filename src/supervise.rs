@@ -17,6 +17,7 @@ use crate::machine::types::{Behaviour, Instant, Rule, StopSignal};
 use crate::relay::Relay;
 use crate::revoke::{self, Frozen};
 use crate::scrub::job::{self, Job};
+use crate::scrub::leftovers::Before;
 use crate::scrub::targets::Target;
 use crate::seal;
 use crate::settings::ScrubMode;
@@ -83,6 +84,8 @@ pub struct Supervisor {
     pub targets: Vec<Target>,
     /// What the seal is made of.
     pub facts: seal::Facts,
+    /// As PID 1: which IPC objects were there before the workload.
+    pub before: Option<Before>,
     /// How the scrub removes a file.
     pub scrub_mode: ScrubMode,
     /// The running scrub.
@@ -481,7 +484,7 @@ impl Supervisor {
                 self.killed();
                 // Nothing of the workload is left; operators' processes go with the namespace.
                 let targets = std::mem::take(&mut self.targets);
-                self.scrub = Some(job::start(targets, until, self.scrub_mode));
+                self.scrub = Some(job::start(targets, self.before.take(), until, self.scrub_mode));
                 if let Some(relay) = &mut self.relay {
                     relay.drain(clock::now());
                 }

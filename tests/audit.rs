@@ -93,6 +93,7 @@ fn seal() -> EvaluationTerminated {
                 why: Some("w".into()),
                 zeroed: Some(Zeroed { files: 1, bytes: 2, skipped: 3, why: Some("w".into()) }),
             }],
+            ipc: Some(Ipc { left: 1, ..Ipc::default() }),
             budget_ms: 1,
             used_ms: 1,
         },

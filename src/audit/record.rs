@@ -332,6 +332,9 @@ pub struct Output {
 pub struct Cleanup {
     /// By path.
     pub paths: Vec<CleanedPath>,
+    /// As PID 1: System V IPC and POSIX queues that were not there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipc: Option<Ipc>,
     /// What it was allowed, ms.
     pub budget_ms: u64,
     /// What it took, ms.
@@ -355,6 +358,21 @@ pub struct CleanedPath {
     /// With `--scrub-mode zero`: what was overwritten first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zeroed: Option<Zeroed>,
+}
+
+/// Objects removed, by kind.
+#[derive(Debug, Clone, Copy, Serialize, Default)]
+pub struct Ipc {
+    /// System V shared memory.
+    pub shared_memory: u64,
+    /// System V semaphore sets.
+    pub semaphores: u64,
+    /// System V message queues.
+    pub message_queues: u64,
+    /// POSIX message queues.
+    pub posix_queues: u64,
+    /// New ones that are not the workload's, or could not be removed.
+    pub left: u64,
 }
 
 /// What `--scrub-mode zero` did in one path.

@@ -79,6 +79,12 @@ pub fn space_of(dir: BorrowedFd<'_>, name: &CStr) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
 }
 
+/// Who owns `name` in `dir`.
+#[must_use]
+pub fn owner(dir: BorrowedFd<'_>, name: &CStr) -> Option<u32> {
+    fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok().map(|stat| stat.st_uid)
+}
+
 /// The space in use on the tmpfs that `dir` is on; `None` on any other file system, and on a tmpfs that does not count.
 #[must_use]
 pub fn tmpfs_used(dir: BorrowedFd<'_>) -> Option<u64> {

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod counters;
 pub mod cpu;
 pub mod files;
+pub mod ipc;
 pub mod kill;
 pub mod landlock;
 pub mod limits;

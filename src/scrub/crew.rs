@@ -3,10 +3,12 @@
 //!
 //! Invariant: whoever leaves last reports the end, so no count changes after it.
 
+use super::leftovers::Before;
 use super::node::{Node, Settled};
 use super::targets::{Source, Target};
 use super::walk;
 use super::zero::Zeroed;
+use crate::audit::record::Ipc;
 use crate::kernel::{clock, files};
 use crate::machine::types::Instant;
 use nix::errno::Errno;
@@ -107,6 +109,8 @@ impl Tree {
 /// Something to do.
 #[derive(Debug)]
 pub enum Work {
+    /// Remove what is no file.
+    Leftovers(Before),
     /// Open and empty the target of this number.
     Open(usize, Target),
     /// Read on in a directory.
@@ -161,6 +165,8 @@ pub struct Crew {
     idle: AtomicUsize,
     expired: AtomicBool,
     ended: AtomicBool,
+    /// What became of what is no file.
+    pub ipc: OnceLock<Ipc>,
     /// The trees, in the order of the targets.
     pub trees: Vec<Arc<Tree>>,
     /// For names that no entry has.
@@ -190,6 +196,7 @@ impl Crew {
             idle: AtomicUsize::new(0),
             expired: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            ipc: OnceLock::new(),
             trees,
             fresh: AtomicU64::new(seed.first_chunk().map_or(0, |b| u64::from_ne_bytes(*b)) >> 1),
             done,

@@ -1,7 +1,8 @@
 //! The scrub as a job beside the loop: the loop keeps its signals and its deadline, and a file system that hangs costs the
 //! cleanup, not the seal.
 
-use super::crew::Crew;
+use super::crew::{Crew, Work};
+use super::leftovers::Before;
 use super::targets::Target;
 use crate::audit::record::{CleanedPath, Cleanup, Zeroed};
 use crate::kernel::{clock, cpu};
@@ -27,10 +28,10 @@ pub struct Job {
     budget: Duration,
 }
 
-/// Starts the scrub of `targets`, to stop at `until`: one worker for each whole CPU that may be used. Without a thread (no
+/// Starts the scrub of `targets` and of what is no file but was not there `before`, to stop at `until`: one worker for each whole CPU that may be used. Without a thread (no
 /// memory, pids limit) it runs at once, here.
 #[must_use]
-pub fn start(targets: Vec<Target>, until: Instant, mode: ScrubMode) -> Job {
+pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode: ScrubMode) -> Job {
     let began = clock::now();
     let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).ok();
     // Without a descriptor to wait on, the loop could not learn of the end.
@@ -38,6 +39,8 @@ pub fn start(targets: Vec<Target>, until: Instant, mode: ScrubMode) -> Job {
     let paths = targets.iter().map(|t| t.path.clone()).collect();
     let most = usize::try_from((cpu::available() / 1000).clamp(1, WORKERS)).unwrap_or(1);
     let crew = Arc::new(Crew::new(targets, until, most, mode == ScrubMode::Zero, done));
+    // First: it takes a few calls, and no tree can hold it up.
+    crew.push(before.map(Work::Leftovers));
     if !beside || !crew.hire() {
         crew.work_alone();
     }
@@ -85,6 +88,7 @@ impl Job {
         });
         Cleanup {
             paths: paths.collect(),
+            ipc: self.crew.ipc.get().copied(),
             budget_ms: millis(self.budget.saturating_add(Duration::from_micros(999))),
             used_ms: millis(clock::now().since(self.began)),
         }

@@ -46,6 +46,9 @@ impl<'a> Worker<'a> {
     /// Does one piece of work.
     pub fn perform(&mut self, work: Work) {
         match work {
+            Work::Leftovers(before) => {
+                let _ = self.crew.ipc.set(before.clear());
+            }
             Work::Open(number, target) => self.open(number, target),
             Work::Read(node) => self.read(&node),
             Work::Enter(node, mut names) => {

@@ -5,6 +5,7 @@
 
 mod bounds;
 mod faults;
+mod leftovers;
 mod places;
 mod races;
 #[path = "../support/schema.rs"]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 fn started(tree: &Path, budget: Duration) -> Job {
     let target = Target { path: tree.to_owned(), source: Source::Path, own_tmpfs: false };
-    job::start(vec![target], clock::now().plus(budget), ScrubMode::Delete)
+    job::start(vec![target], None, clock::now().plus(budget), ScrubMode::Delete)
 }
 
 fn ended(job: &Job) {
