@@ -180,6 +180,8 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         terminal,
         targets,
         facts,
+        before: pid1.then(scrub::leftovers::Before::look),
+        scrub_mode: settings.scrub_mode,
         scrub: None,
         relay,
         asked: None,

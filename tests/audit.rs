@@ -91,7 +91,9 @@ fn seal() -> EvaluationTerminated {
                 entries_removed: 1,
                 bytes_removed: 2,
                 why: Some("w".into()),
+                zeroed: Some(Zeroed { files: 1, bytes: 2, skipped: 3, why: Some("w".into()) }),
             }],
+            ipc: Some(Ipc { left: 1, ..Ipc::default() }),
             budget_ms: 1,
             used_ms: 1,
         },
@@ -362,7 +364,8 @@ fn the_message_fits_whatever_the_fields_are() {
             status: "failed".into(),
             entries_removed: 0,
             bytes_removed: 0,
-            why: Some(big.clone())
+            why: Some(big.clone()),
+            zeroed: None,
         };
         20
     ];

@@ -7,6 +7,7 @@ pub mod counters;
 pub mod cpu;
 pub mod files;
 pub mod flush;
+pub mod ipc;
 pub mod kill;
 pub mod landlock;
 pub mod limits;

@@ -56,7 +56,7 @@ impl Supervisor {
                 self.killed();
                 // Nothing of the workload is left; operators' processes go with the namespace.
                 let targets = std::mem::take(&mut self.targets);
-                self.scrub = Some(job::start(targets, until));
+                self.scrub = Some(job::start(targets, self.before.take(), until, self.scrub_mode));
                 if let Some(relay) = &mut self.relay {
                     relay.drain(clock::now());
                 }

@@ -21,8 +21,10 @@ use crate::machine::types::Instant;
 use crate::relay::Relay;
 use crate::revoke::Frozen;
 use crate::scrub::job::Job;
+use crate::scrub::leftovers::Before;
 use crate::scrub::targets::Target;
 use crate::seal;
+use crate::settings::ScrubMode;
 use crate::switches::without;
 use crate::watch::sample::Watch;
 use nix::errno::Errno;
@@ -76,6 +78,10 @@ pub struct Supervisor {
     pub targets: Vec<Target>,
     /// What the seal is made of.
     pub facts: seal::Facts,
+    /// As PID 1: which IPC objects were there before the workload.
+    pub before: Option<Before>,
+    /// How the scrub removes a file.
+    pub scrub_mode: ScrubMode,
     /// The running scrub.
     pub scrub: Option<Job>,
     /// The workload's output, where it is limited.

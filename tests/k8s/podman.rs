@@ -6,8 +6,8 @@
 use super::engine::{Ended, with_command, with_variable};
 use super::images::{Images, run};
 use super::manifests::{LEVELS, object};
-use super::runs::{LONG, check, verdict};
-use super::support::{has, records, until};
+use super::runs::{LONG, check, eventually, verdict};
+use super::support::{has, records};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -129,14 +129,14 @@ fn podman_plays_every_overlay() {
 
         let stubborn = with_command(&job, &["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"]);
         let play = Play::start(&images, &stubborn);
-        until("the workload runs", || play.logs().0.contains("ready"));
+        eventually("the workload runs", || play.logs().0.contains("ready"));
         let grace = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].to_string();
         play.podman(&["stop", "-t", &grace, &play.first()]);
         check(&job, level, &play.end(), 143, "terminated");
         drop(play);
 
         if level == "critical" {
-            let ended = Play::start(&images, &with_variable(&stubborn, "INTERNAL_TIMEOUT", "2s")).end();
+            let ended = Play::start(&images, &with_variable(&stubborn, "INTERNAL_TIMEOUT", "15s")).end();
             check(&job, level, &ended, 124, "timeout");
             assert_eq!(verdict(&job, ended.code), "FailJob");
         }
