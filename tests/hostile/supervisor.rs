@@ -4,10 +4,6 @@ use super::{Tried, io, sys};
 use std::fs::File;
 use std::io::{Read, Write};
 
-const FSIZE: u32 = libc::RLIMIT_FSIZE;
-const NOFILE: u32 = libc::RLIMIT_NOFILE;
-const CPU: u32 = libc::RLIMIT_CPU;
-
 macro_rules! call {
     ($($arg:expr),+) => {{
         // SAFETY: every pointer passed is null or names a live local.
@@ -15,7 +11,7 @@ macro_rules! call {
     }};
 }
 
-fn prlimit(s: i32, resource: u32, value: u64) -> Tried {
+fn prlimit(s: i32, resource: libc::c_long, value: u64) -> Tried {
     let limit = [value, value];
     call!(libc::SYS_prlimit64, s, resource, limit.as_ptr(), 0usize).map(drop)
 }
@@ -86,12 +82,12 @@ pub fn attack(name: &str, s: i32) -> Option<Tried> {
         "pidfd-getfd" => {
             call!(libc::SYS_pidfd_open, s, 0).and_then(|pidfd| call!(libc::SYS_pidfd_getfd, pidfd, 2, 0)).map(drop)
         }
-        "prlimit-fsize" => prlimit(s, FSIZE, 0),
-        "prlimit-nofile" => prlimit(s, NOFILE, 0),
-        "prlimit-cpu" => prlimit(s, CPU, 1),
+        "prlimit-fsize" => prlimit(s, libc::RLIMIT_FSIZE.into(), 0),
+        "prlimit-nofile" => prlimit(s, libc::RLIMIT_NOFILE.into(), 0),
+        "prlimit-cpu" => prlimit(s, libc::RLIMIT_CPU.into(), 1),
         "prlimit-read" => {
             let mut old = [0u64; 2];
-            call!(libc::SYS_prlimit64, s, FSIZE, 0usize, old.as_mut_ptr()).map(drop)
+            call!(libc::SYS_prlimit64, s, libc::RLIMIT_FSIZE, 0usize, old.as_mut_ptr()).map(drop)
         }
         "nice-process" => nice(s, 0, s),
         "nice-group" => nice(s, 1, group(s)),
