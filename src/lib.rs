@@ -180,6 +180,8 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         terminal,
         targets,
         facts,
+        before: pid1.then(scrub::leftovers::Before::look),
+        scrub_mode: settings.scrub_mode,
         scrub: None,
         relay,
         asked: None,
@@ -190,6 +192,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         next_activity: None,
         refreeze: Instant::default(),
         spoofed_window: (Instant::default(), 0),
+        more_to_reap: false,
     };
     let output = supervisor.relay.as_ref().and_then(Relay::writers);
     let spawned = command.and_then(|c| {
@@ -294,7 +297,7 @@ fn hook_panics(shared: Arc<Shared>, pid1: bool) {
             }
         }
         if let Ok(mut log) = shared.log.try_lock() {
-            log.seal(seal::of_a_panic(&info.to_string()));
+            log.seal(seal::of_a_panic(&info.to_string()), None);
         }
         std::process::exit(125);
     }));

@@ -333,8 +333,10 @@ fn not_scrubbed(targets: &[Target]) -> Cleanup {
                 entries_removed: 0,
                 bytes_removed: 0,
                 why: Some("a process did not die".to_owned()),
+                zeroed: None,
             })
             .collect(),
+        ipc: None,
         budget_ms: 0,
         used_ms: 0,
     }

@@ -30,6 +30,7 @@ fn settings(network: Network) -> Settings {
         audit_key: None,
         termination_log: "/dev/null".into(),
         scrub: vec![],
+        scrub_mode: gracekeeper::settings::ScrubMode::Delete,
         keep_env: vec![],
         writable: vec![],
         policy: None,

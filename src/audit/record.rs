@@ -332,6 +332,9 @@ pub struct Output {
 pub struct Cleanup {
     /// By path.
     pub paths: Vec<CleanedPath>,
+    /// As PID 1: System V IPC and POSIX queues that were not there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipc: Option<Ipc>,
     /// What it was allowed, ms.
     pub budget_ms: u64,
     /// What it took, ms.
@@ -347,9 +350,41 @@ pub struct CleanedPath {
     pub status: String,
     /// Entries removed.
     pub entries_removed: u64,
-    /// Bytes of the regular files removed.
+    /// The space given back, in bytes (docs/scrub.md).
     pub bytes_removed: u64,
     /// Why it is not `complete`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// With `--scrub-mode zero`: what was overwritten first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zeroed: Option<Zeroed>,
+}
+
+/// Objects removed, by kind.
+#[derive(Debug, Clone, Copy, Serialize, Default)]
+pub struct Ipc {
+    /// System V shared memory.
+    pub shared_memory: u64,
+    /// System V semaphore sets.
+    pub semaphores: u64,
+    /// System V message queues.
+    pub message_queues: u64,
+    /// POSIX message queues.
+    pub posix_queues: u64,
+    /// New ones that are not the workload's, or could not be removed.
+    pub left: u64,
+}
+
+/// What `--scrub-mode zero` did in one path.
+#[derive(Debug, Clone, Serialize)]
+pub struct Zeroed {
+    /// Regular files overwritten whole.
+    pub files: u64,
+    /// Bytes overwritten.
+    pub bytes: u64,
+    /// Names of regular files removed without: another name was left, or they could not be written.
+    pub skipped: u64,
+    /// Why nothing could be overwritten here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }

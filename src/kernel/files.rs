@@ -6,10 +6,13 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+const BELOW: ResolveFlag =
+    ResolveFlag::RESOLVE_NO_XDEV.union(ResolveFlag::RESOLVE_NO_SYMLINKS).union(ResolveFlag::RESOLVE_BENEATH);
 
 /// A small file of /proc or /sys as text, at most `MOST` bytes of it: one open, one read, one close (`std::fs::read` asks for a
 /// size that these files do not have, and then reads them in eight pieces). Invalid UTF-8 is replaced.
@@ -44,7 +47,7 @@ pub fn open_below(dir: BorrowedFd<'_>, name: &CStr, device: u64) -> Result<Owned
     if without("own_tree") {
         return openat(dir, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
     }
-    let how = OpenHow::new().flags(DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let how = OpenHow::new().flags(DIRECTORY).resolve(BELOW);
     match openat2(dir, name, how) {
         // EPERM: an old seccomp profile that does not know the call (libseccomp before 2.5 answers so).
         Err(Errno::ENOSYS | Errno::EPERM) => {
@@ -80,28 +83,36 @@ pub fn make_writable(dir: BorrowedFd<'_>) -> Result<(), Errno> {
     fchmod(dir, Mode::S_IRWXU)
 }
 
-/// What an entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A directory.
-    Directory,
-    /// A regular file of this many bytes.
-    Regular(u64),
-    /// Anything else: never opened.
-    Other,
+/// The space that goes with the name `name` in `dir` (fstatat(2), symlinks not followed): what is allocated to a regular
+/// file that has no other name, else nothing.
+#[must_use]
+pub fn space_of(dir: BorrowedFd<'_>, name: &CStr) -> u64 {
+    let Ok(stat) = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { return 0 };
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG || stat.st_nlink != 1 {
+        return 0;
+    }
+    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
 }
 
-/// What `name` in `dir` is (fstatat(2), symlinks not followed).
-///
-/// # Errors
-/// The errno of `fstatat(2)`.
-pub fn kind(dir: BorrowedFd<'_>, name: &CStr) -> Result<Kind, Errno> {
-    let flags = if without("own_tree") { AtFlags::empty() } else { AtFlags::AT_SYMLINK_NOFOLLOW };
-    let stat = fstatat(dir, name, flags)?;
-    Ok(match stat.st_mode & libc::S_IFMT {
-        libc::S_IFDIR => Kind::Directory,
-        libc::S_IFREG => Kind::Regular(u64::try_from(stat.st_size).unwrap_or(0)),
-        _ => Kind::Other,
+/// Whether `name` in `dir` leads to a directory, by whatever way: for the naive walker of the zoo's controls.
+#[must_use]
+pub fn leads_to_directory(dir: BorrowedFd<'_>, name: &CStr) -> bool {
+    fstatat(dir, name, AtFlags::empty()).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+/// Who owns `name` in `dir`.
+#[must_use]
+pub fn owner(dir: BorrowedFd<'_>, name: &CStr) -> Option<u32> {
+    fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok().map(|stat| stat.st_uid)
+}
+
+/// The space in use on the tmpfs that `dir` is on; `None` on any other file system, and on a tmpfs that does not count.
+#[must_use]
+pub fn tmpfs_used(dir: BorrowedFd<'_>) -> Option<u64> {
+    let fs = nix::sys::statfs::fstatfs(dir).ok()?;
+    (fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC && fs.blocks() > 0).then(|| {
+        let block = u64::try_from(fs.block_size()).unwrap_or(0);
+        fs.blocks().saturating_sub(fs.blocks_free()).saturating_mul(block)
     })
 }
 
@@ -121,6 +132,85 @@ pub fn rmdir(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     unlinkat(dir, name, UnlinkatFlags::RemoveDir)
 }
 
+/// The file systems (statfs(2)) that overwrite in place: tmpfs, ramfs, ext2 to ext4, XFS. Not overlay: writing to a file of a
+/// lower layer makes a copy, and what the upper one is on cannot be seen.
+pub const IN_PLACE: [i64; 4] = [0x0102_1994, 0x8584_58f6, 0xef53, 0x5846_5342];
+
+/// The kind of file system `fd` is on; 0 where it does not say.
+#[must_use]
+pub fn file_system(fd: BorrowedFd<'_>) -> i64 {
+    nix::sys::statfs::fstatfs(fd).map_or(0, |fs| fs.filesystem_type().0)
+}
+
+/// A descriptor of whatever `name` in `dir` is, which opens nothing (O_PATH).
+///
+/// # Errors
+/// The errno of `openat(2)`.
+pub fn look_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// How many names a regular file has; `None` for anything else.
+#[must_use]
+// A u32 on aarch64.
+#[allow(clippy::useless_conversion)]
+pub fn links(fd: BorrowedFd<'_>) -> Option<u64> {
+    let stat = fstat(fd).ok()?;
+    (stat.st_mode & libc::S_IFMT == libc::S_IFREG).then_some(stat.st_nlink.into())
+}
+
+/// Opens the very file that `seen` (an O_PATH descriptor of a regular file) is, for writing; one whose mode forbids it is
+/// changed.
+///
+/// # Errors
+/// The errno of `open(2)`.
+pub fn open_for_overwriting(seen: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let link = format!("/proc/self/fd/{}", seen.as_raw_fd());
+    // Non-blocking: a lease of somebody's is not waited for.
+    let open =
+        || nix::fcntl::open(link.as_str(), OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty());
+    match open() {
+        Err(Errno::EACCES) => {
+            let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
+            nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, link.as_str(), Mode::S_IRUSR | Mode::S_IWUSR, follow)?;
+            open()
+        }
+        result => result,
+    }
+}
+
+/// Writes zeros over every byte of `file` that is allocated, and waits for the disk where there is one (fdatasync(2)); adds
+/// what was written to `written`.
+///
+/// # Errors
+/// `ETIME` when `stop` says so, else what the file system answers.
+pub fn overwrite(file: BorrowedFd<'_>, chunk: usize, written: &mut u64, stop: &dyn Fn() -> bool) -> Result<(), Errno> {
+    use nix::unistd::Whence::{SeekData, SeekHole};
+    let zeros = vec![0u8; chunk];
+    let mut end = 0;
+    loop {
+        // ENXIO: nothing but a hole follows.
+        let mut at = match nix::unistd::lseek(file, end, SeekData) {
+            Err(Errno::ENXIO) => break,
+            result => result?,
+        };
+        end = nix::unistd::lseek(file, at, SeekHole)?;
+        while at < end {
+            if stop() {
+                return Err(Errno::ETIME);
+            }
+            let left = usize::try_from(end.saturating_sub(at)).unwrap_or(chunk).min(chunk);
+            let n = nix::sys::uio::pwrite(file, zeros.get(..left).unwrap_or_default(), at)?;
+            if n == 0 {
+                return Err(Errno::EIO);
+            }
+            *written = written.saturating_add(u64::try_from(n).unwrap_or(0));
+            at = at.saturating_add(i64::try_from(n).unwrap_or(0));
+        }
+    }
+    nix::unistd::fdatasync(file)
+}
+
 /// The device of an open directory.
 ///
 /// # Errors
@@ -135,81 +225,51 @@ pub fn is_read_only(dir: BorrowedFd<'_>) -> bool {
     nix::sys::statvfs::fstatvfs(dir).is_ok_and(|s| s.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
 }
 
-/// A directory being read through a fixed buffer.
-#[derive(Debug)]
-pub struct Listing {
-    fd: OwnedFd,
-    buffer: Box<[u8]>,
-    from: usize,
-    to: usize,
+/// Moves the directory `name` in `dir` to `to`, as `fresh`.
+///
+/// # Errors
+/// The errno of `renameat(2)`.
+pub fn rename(dir: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, fresh: &CStr) -> Result<(), Errno> {
+    nix::fcntl::renameat(dir, name, to, fresh)
 }
 
-/// One entry's name and what the file system says of its type.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// The name, any bytes.
-    pub name: std::ffi::CString,
+/// Back to the start of the directory (lseek(2)).
+///
+/// # Errors
+/// The errno of `lseek(2)`.
+pub fn rewind(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    nix::unistd::lseek(dir, 0, nix::unistd::Whence::SeekSet).map(drop)
+}
+
+/// Reads the next entries into `buffer`, for `entries`; how many bytes, 0 at the end.
+///
+/// # Errors
+/// The errno of `getdents64(2)`.
+pub fn read_entries(dir: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: getdents64 writes at most the length given into the buffer, which is valid for that many bytes.
+    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
+    Errno::result(n).map(|n| usize::try_from(n).unwrap_or(0))
+}
+
+/// One entry as the kernel wrote it.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// The inode's number.
+    pub inode: u64,
     /// `DT_*` of readdir(3); `DT_UNKNOWN` where the file system does not say.
     pub kind: u8,
+    /// The name, any bytes but NUL and slash.
+    pub name: &'a CStr,
 }
 
-impl Listing {
-    /// Reads `fd` from its start.
-    #[must_use]
-    pub fn new(fd: OwnedFd) -> Self {
-        Self { fd, buffer: vec![0; 16 * 1024].into_boxed_slice(), from: 0, to: 0 }
-    }
-
-    /// The directory.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
-    /// Back to the start.
-    ///
-    /// # Errors
-    /// The errno of `lseek(2)`.
-    pub fn rewind(&mut self) -> Result<(), Errno> {
-        self.from = 0;
-        self.to = 0;
-        nix::unistd::lseek(&self.fd, 0, nix::unistd::Whence::SeekSet).map(drop)
-    }
-
-    /// The next entry but `.` and `..`; `None` at the end.
-    ///
-    /// # Errors
-    /// The errno of `getdents64(2)`.
-    pub fn next_entry(&mut self) -> Result<Option<Entry>, Errno> {
-        loop {
-            if self.from >= self.to {
-                // SAFETY: getdents64 writes at most the length given into the buffer, which is valid for that many bytes.
-                let n = Errno::result(unsafe {
-                    libc::syscall(
-                        libc::SYS_getdents64,
-                        self.fd.as_raw_fd(),
-                        self.buffer.as_mut_ptr(),
-                        self.buffer.len(),
-                    )
-                })?;
-                self.from = 0;
-                self.to = usize::try_from(n).unwrap_or(0);
-                if self.to == 0 {
-                    return Ok(None);
-                }
-            }
-            // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
-            let entry = self.buffer.get(self.from..self.to).unwrap_or_default();
-            let Some(&[low, high, kind]) = entry.get(16..19) else { return Err(Errno::EIO) };
-            let length = usize::from(u16::from_ne_bytes([low, high])).max(19);
-            let name = entry.get(19..length).and_then(|n| CStr::from_bytes_until_nul(n).ok()).map(CStr::to_owned);
-            self.from = self.from.saturating_add(length);
-            match name {
-                Some(name) if name.as_c_str() != c"." && name.as_c_str() != c".." => {
-                    return Ok(Some(Entry { name, kind }));
-                }
-                _ => {}
-            }
-        }
-    }
+/// The entry at `at`, and where the next one is; `None` at the end of what was read.
+#[must_use]
+pub fn entry(read: &[u8], at: usize) -> Option<(Entry<'_>, usize)> {
+    // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
+    let record = read.get(at..)?;
+    let (inode, rest) = record.split_first_chunk::<8>()?;
+    let &[low, high, kind] = rest.get(8..11)? else { return None };
+    let length = usize::from(u16::from_ne_bytes([low, high])).max(20);
+    let name = CStr::from_bytes_until_nul(record.get(19..length)?).ok()?;
+    Some((Entry { inode: u64::from_ne_bytes(*inode), kind, name }, at.saturating_add(length)))
 }

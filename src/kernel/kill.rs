@@ -122,6 +122,33 @@ impl Everything {
         Some(reached)
     }
 
+    /// Stops everybody who is not stopped, in passes until one finds nobody, or for as long as `at_most`. Who they were.
+    pub fn pause(&mut self, at_most: Duration) -> Vec<Identity> {
+        let began = clock::now();
+        let mut paused = Vec::new();
+        loop {
+            self.find();
+            let Some(proc_) = &self.proc_ else { return paused };
+            let running = self.found.iter().filter(|stat| !matches!(stat.state, b'T' | b't'));
+            let before = paused.len();
+            let stopped = running.map(Stat::identity).filter(|who| send(proc_, *who, Signal::SIGSTOP).is_ok());
+            paused.extend(stopped);
+            if paused.len() == before || clock::now().since(began) >= at_most {
+                return paused;
+            }
+        }
+    }
+
+    /// Lets those go on.
+    pub fn resume(&self, paused: &[Identity]) {
+        for who in paused {
+            if let Some(proc_) = &self.proc_ {
+                // Who is gone meanwhile needs nothing.
+                let _ = send(proc_, *who, Signal::SIGCONT);
+            }
+        }
+    }
+
     /// Whether anybody besides us is left in the PID namespace, operators' processes included (PID 1 only).
     #[must_use]
     pub fn namespace_is_empty(&self) -> bool {

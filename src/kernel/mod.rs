@@ -6,6 +6,8 @@ pub mod clock;
 pub mod counters;
 pub mod cpu;
 pub mod files;
+pub mod flush;
+pub mod ipc;
 pub mod kill;
 pub mod landlock;
 pub mod limits;

@@ -14,6 +14,8 @@ pub struct Target {
     pub path: PathBuf,
     /// Where it is opened from.
     pub source: Source,
+    /// It is on a tmpfs that no other target is on and nobody else writes to: the space it gives back can be measured.
+    pub own_tmpfs: bool,
 }
 
 /// Where a target's directory comes from.
@@ -33,12 +35,12 @@ pub fn resolve(named: &[PathBuf], pid1: bool, private: Option<(PathBuf, OwnedFd)
     let mut targets = Vec::new();
     // First, so that a budget used up elsewhere does not leave the run's own directory on somebody's machine.
     if let Some((path, fd)) = private {
-        targets.push(Target { path, source: Source::Private(fd) });
+        targets.push(Target { path, source: Source::Private(fd), own_tmpfs: false });
     }
     // Without symlinks from here on: a part that the workload makes into one is refused at the scrub.
     let named: Vec<PathBuf> = named.iter().map(|p| std::fs::canonicalize(p).unwrap_or_else(|_| p.clone())).collect();
+    let mounts = if pid1 { mounts() } else { None };
     if pid1 {
-        let mounts = mounts();
         for path in DEFAULTS.map(PathBuf::from) {
             if named.contains(&path) {
                 continue;
@@ -48,10 +50,17 @@ pub fn resolve(named: &[PathBuf], pid1: bool, private: Option<(PathBuf, OwnedFd)
             } else {
                 Source::Path
             };
-            targets.push(Target { path, source });
+            targets.push(Target { path, source, own_tmpfs: false });
         }
     }
-    targets.extend(named.into_iter().map(|path| Target { path, source: Source::Path }));
+    targets.extend(named.into_iter().map(|path| Target { path, source: Source::Path, own_tmpfs: false }));
+    let held: Vec<Option<&Mount>> =
+        targets.iter().map(|t| mounts.as_deref().and_then(|m| holder(&t.path, m))).collect();
+    for (target, mount) in targets.iter_mut().zip(&held) {
+        target.own_tmpfs = mount.is_some_and(|own| {
+            own.kind == "tmpfs" && held.iter().flatten().filter(|other| other.device == own.device).count() == 1
+        });
+    }
     targets
 }
 
@@ -80,19 +89,27 @@ struct Mount {
     point: PathBuf,
     kind: String,
     root: String,
+    device: String,
 }
 
 fn mounts() -> Option<Vec<Mount>> {
     let all = procfs::process::Process::myself().and_then(|me| me.mountinfo()).ok()?;
-    Some(all.into_iter().map(|m| Mount { point: m.mount_point, kind: m.fs_type, root: m.root }).collect())
+    Some(
+        all.into_iter()
+            .map(|m| Mount { point: m.mount_point, kind: m.fs_type, root: m.root, device: m.majmin })
+            .collect(),
+    )
+}
+
+/// The deepest mount point above the path holds it; of several on the same point the last one is on top.
+fn holder<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
+    let deepest = mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.components().count())?;
+    mounts.iter().rfind(|m| m.point == deepest.point)
 }
 
 /// Neither the container's root, a tmpfs nor a kubelet's emptyDir: somebody else's files.
 fn is_host_mount(path: &Path, mounts: &[Mount]) -> bool {
-    // The deepest mount point above the path holds it; of several on the same point the last one is on top.
-    let holder = mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.components().count());
-    let top = holder.and_then(|h| mounts.iter().rfind(|m| m.point == h.point));
-    top.is_some_and(|m| {
+    holder(path, mounts).is_some_and(|m| {
         m.point.parent().is_some() && m.kind != "tmpfs" && !m.root.contains("/kubernetes.io~empty-dir/")
     })
 }
@@ -117,7 +134,7 @@ mod tests {
     use super::*;
 
     fn mount(point: &str, kind: &str, root: &str) -> Mount {
-        Mount { point: point.into(), kind: kind.into(), root: root.into() }
+        Mount { point: point.into(), kind: kind.into(), root: root.into(), device: String::new() }
     }
 
     #[test]

@@ -1,214 +1,316 @@
-//! Empties one directory: relative to descriptors, without recursion, in bounded memory, within its time.
+//! A worker: reads a directory, removes its files, hands on its directories.
 //!
-//! Invariant: never follows a symlink, never crosses a mount, never leaves the directory; at most `WINDOW` descriptors
-//! whatever the depth: a directory below that is first moved up to the top, where the next pass finds it.
+//! Invariant: never follows a symlink, never crosses a mount, never leaves its trees; bounded memory and at most
+//! `DESCRIPTORS` directories open, whatever the depth: what lies deeper is first moved up, where a later reading finds it.
+//! docs/scrub.md has the measurements behind the choices.
 
-use crate::kernel::files::{self, Entry, Kind, Listing};
+use super::crew::{Crew, Names, Work};
+use super::node::Node;
+use super::targets::{Source, Target};
+use super::zero;
+use crate::kernel::files;
 use crate::switches::without;
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-/// How many directories are open at once.
-const WINDOW: usize = 24;
+/// How many directories are open at once, all workers together.
+pub const DESCRIPTORS: usize = 44;
+/// A worker's stack.
+pub const STACK: usize = 128 * 1024;
+/// What is read of a directory at once: enough to sort a good part of it.
+const BUFFER: usize = 64 * 1024;
+/// No entry is longer (19 + 255 + NUL, aligned): with more room than that, a read has reached the end.
+const LONGEST: usize = 280;
+/// From how many files on sharing them is worth waking somebody.
+const SHARED: usize = 128;
 
-/// Counts that a reader may look at while the walk goes on, or hangs.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Entries removed.
-    pub entries: AtomicU64,
-    /// Bytes of the regular files removed.
-    pub bytes: AtomicU64,
+/// One worker and what it keeps between directories.
+#[derive(Debug)]
+pub struct Worker<'a> {
+    crew: &'a Arc<Crew>,
+    buffer: Vec<u8>,
+    /// Inode and place in the buffer of each entry: files, then directories.
+    files: Vec<(u64, usize)>,
+    directories: Vec<(u64, usize)>,
+    since_check: u8,
 }
 
-/// How a walk ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Emptied {
-    /// Nothing is left.
-    Complete,
-    /// The time was up.
-    Partial,
-    /// Something could not be removed; the first reason.
-    Failed(Errno),
-}
+impl<'a> Worker<'a> {
+    /// A worker of `crew`.
+    #[must_use]
+    pub fn new(crew: &'a Arc<Crew>) -> Self {
+        Self { crew, buffer: vec![0; BUFFER], files: Vec::new(), directories: Vec::new(), since_check: 0 }
+    }
 
-struct Frame {
-    listing: Listing,
-    /// Its name in the frame below; empty for the top.
-    name: CString,
-    removed: bool,
-    left: Option<Errno>,
-    widened: bool,
-}
-
-/// Empties the directory `top`; `expired` says whether the time is up.
-pub fn empty(top: OwnedFd, counts: &Counts, expired: &dyn Fn() -> bool) -> Emptied {
-    use std::os::fd::AsFd;
-    let device = match files::device(top.as_fd()) {
-        Ok(device) => device,
-        Err(errno) => return Emptied::Failed(errno),
-    };
-    let mut walk = Walk { device, counts, moved: 0, stack: vec![frame(top, CString::default())] };
-    let mut since_check = 0u8;
-    loop {
-        since_check = since_check.wrapping_add(1);
-        if since_check.is_multiple_of(16) && expired() {
-            return Emptied::Partial;
-        }
-        let Some(now) = walk.stack.last_mut() else { return Emptied::Failed(Errno::EIO) };
-        match now.listing.next_entry() {
-            Ok(Some(entry)) => walk.remove(&entry),
-            Ok(None) => {
-                // Removing while reading may make a file system skip entries: again, until a pass changes nothing.
-                if std::mem::take(&mut now.removed) {
-                    now.left = None;
-                    if let Err(errno) = now.listing.rewind() {
-                        now.left = Some(errno);
-                    } else {
-                        continue;
+    /// Does one piece of work.
+    pub fn perform(&mut self, work: Work) {
+        match work {
+            Work::Leftovers(before) => {
+                let _ = self.crew.ipc.set(before.clear());
+            }
+            Work::Open(number, target) => self.open(number, target),
+            Work::Read(node) => self.read(&node),
+            Work::Enter(node, mut names) => {
+                if let Some(name) = names.pop() {
+                    self.enter(&node, name);
+                }
+            }
+            Work::Files(node, mut names) => {
+                while let Some(name) = names.pop() {
+                    if self.is_over() {
+                        return;
                     }
+                    remove(self.crew, &node, &name, libc::DT_UNKNOWN);
                 }
-                if let Some(end) = walk.leave() {
-                    return end;
-                }
-            }
-            Err(errno) => {
-                now.left = now.left.or(Some(errno));
-                if let Some(end) = walk.leave() {
-                    return end;
-                }
-            }
-        }
-    }
-}
-
-fn frame(fd: OwnedFd, name: CString) -> Frame {
-    Frame { listing: Listing::new(fd), name, removed: false, left: None, widened: false }
-}
-
-struct Walk<'a> {
-    device: u64,
-    counts: &'a Counts,
-    moved: u64,
-    stack: Vec<Frame>,
-}
-
-impl Walk<'_> {
-    fn remove(&mut self, entry: &Entry) {
-        let depth = self.stack.len();
-        let Some(now) = self.stack.last_mut() else { return };
-        let kind = match entry.kind {
-            libc::DT_LNK if without("own_tree") => files::kind(now.listing.fd(), &entry.name),
-            libc::DT_DIR => Ok(Kind::Directory),
-            libc::DT_REG | libc::DT_UNKNOWN => files::kind(now.listing.fd(), &entry.name),
-            _ => Ok(Kind::Other),
-        };
-        let result = match kind {
-            Ok(Kind::Directory) if depth >= WINDOW => self.move_up(&entry.name),
-            Ok(Kind::Directory) => self.enter(&entry.name),
-            Ok(kind) => now.widening(|n| files::unlink(n.listing.fd(), &entry.name)).map(|()| {
-                if let Kind::Regular(bytes) = kind {
-                    self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
-                }
-                self.counts.entries.fetch_add(1, Ordering::Relaxed);
-            }),
-            Err(errno) => Err(errno),
-        };
-        // The entry's own frame: `enter` may have pushed another.
-        let Some(owner) = self.stack.get_mut(depth.saturating_sub(1)) else { return };
-        match result {
-            // A directory counts as progress when it is gone, which `leave` sees.
-            Ok(()) if !matches!(kind, Ok(Kind::Directory)) => owner.removed = true,
-            Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => owner.left = owner.left.or(Some(errno)),
-        }
-    }
-
-    fn enter(&mut self, name: &CStr) -> Result<(), Errno> {
-        let Some(now) = self.stack.last_mut() else { return Ok(()) };
-        let opened = match files::open_below(now.listing.fd(), name, self.device) {
-            Err(Errno::EACCES) => now
-                .widening(|n| files::make_accessible(n.listing.fd(), name))
-                .and_then(|()| files::open_below(now.listing.fd(), name, self.device)),
-            result => result,
-        };
-        let fd = match opened {
-            Ok(fd) => fd,
-            // Not to be opened, but perhaps empty: then it can go all the same. A mount point answers EBUSY.
-            Err(errno) => {
-                return match files::rmdir(now.listing.fd(), name) {
-                    Ok(()) => {
-                        now.removed = true;
-                        self.counts.entries.fetch_add(1, Ordering::Relaxed);
-                        Ok(())
-                    }
-                    Err(_) => Err(errno),
-                };
-            }
-        };
-        self.stack.push(frame(fd, name.to_owned()));
-        Ok(())
-    }
-
-    /// Too deep: to the top with it, under a name that no entry has.
-    fn move_up(&mut self, name: &CStr) -> Result<(), Errno> {
-        let Some((top, now)) = self.stack.split_first_mut().and_then(|(t, rest)| Some((t, rest.last_mut()?))) else {
-            return Err(Errno::EIO);
-        };
-        let mut widened = false;
-        loop {
-            self.moved = self.moved.wrapping_add(1);
-            let fresh = CString::new(format!(".gracekeeper-scrub-{}", self.moved)).map_err(|_| Errno::EINVAL)?;
-            match nix::fcntl::renameat(now.listing.fd(), name, top.listing.fd(), fresh.as_c_str()) {
-                Ok(()) => {
-                    top.removed = true;
-                    now.removed = true;
-                    return Ok(());
-                }
-                // The workload may have used our name; an empty directory there was replaced, anything else is not.
-                Err(Errno::EEXIST | Errno::ENOTEMPTY | Errno::ENOTDIR) => {}
-                // Moving a directory changes its `..`, so it must be writable itself, and both parents too.
-                Err(Errno::EACCES | Errno::EPERM) if !widened => {
-                    widened = true;
-                    let _ = files::make_writable(now.listing.fd());
-                    files::make_accessible(now.listing.fd(), name)?;
-                }
-                Err(errno) => return Err(errno),
+                self.crew.finish(node);
             }
         }
     }
 
-    /// The directory on top of the stack has been read to its end; the result, if it was the last.
-    fn leave(&mut self) -> Option<Emptied> {
-        let done = self.stack.pop()?;
-        let Some(parent) = self.stack.last_mut() else {
-            return Some(done.left.map_or(Emptied::Complete, Emptied::Failed));
+    /// Looks at the clock every few calls: one costs as much as a tenth of an unlink.
+    fn is_over(&mut self) -> bool {
+        self.since_check = self.since_check.wrapping_add(1);
+        self.since_check.is_multiple_of(16) && self.crew.is_over()
+    }
+
+    fn open(&mut self, number: usize, target: Target) {
+        let Some(tree) = self.crew.trees.get(number) else { return };
+        let top = match target.source {
+            Source::Skipped(why) => return tree.conclude(("skipped", Some(why.to_owned()))),
+            Source::Private(fd) => fd,
+            Source::Path => match files::open_path(&target.path) {
+                Ok(fd) => fd,
+                Err(Errno::ENOENT) => return tree.conclude(("skipped", Some("absent".to_owned()))),
+                Err(Errno::ELOOP) => return tree.conclude(("skipped", Some("a symlink".to_owned()))),
+                Err(errno) => return tree.conclude(("failed", Some(format!("open: {errno:?}")))),
+            },
         };
-        let name = done.name.as_c_str();
-        drop(done.listing);
-        match parent.widening(|p| files::rmdir(p.listing.fd(), name)) {
-            Ok(()) => {
-                parent.removed = true;
-                self.counts.entries.fetch_add(1, Ordering::Relaxed);
+        if files::is_read_only(std::os::fd::AsFd::as_fd(&top)) {
+            return tree.conclude(("skipped", Some("read-only".to_owned())));
+        }
+        match tree.begin(&top, target.own_tmpfs) {
+            Ok(()) => self.read(&Node::top(top, Arc::clone(tree))),
+            Err(errno) => tree.conclude(("failed", Some(format!("fstat: {errno:?}")))),
+        }
+    }
+
+    fn enter(&mut self, parent: &Arc<Node>, name: CString) {
+        match Node::below(parent, name.clone()) {
+            Ok(node) => return self.read(&node),
+            // Not a directory any more: whatever it is now, its name goes.
+            Err(Errno::ELOOP | Errno::ENOTDIR) => {
+                remove(self.crew, parent, &name, libc::DT_UNKNOWN);
             }
             Err(Errno::ENOENT) => {}
-            Err(errno) => parent.left = parent.left.or(done.left).or(Some(errno)),
+            Err(errno) => parent.leave(errno),
         }
-        None
+        self.crew.finish(Arc::clone(parent));
+    }
+
+    /// Reads `node` until it finds directories to enter, or the end.
+    fn read(&mut self, node: &Arc<Node>) {
+        loop {
+            let read = match files::read_entries(node.fd(), &mut self.buffer) {
+                Ok(read) => read,
+                Err(errno) => {
+                    node.leave(errno);
+                    0
+                }
+            };
+            if read == 0 {
+                node.end();
+                return self.crew.finish(Arc::clone(node));
+            }
+            self.sort(read);
+            if !self.remove_files(node) {
+                return;
+            }
+            let Some((found, count)) = self.remove_directories(node) else { return };
+            let at_end = read.saturating_add(LONGEST) < BUFFER;
+            if found.is_empty() {
+                if at_end && node.guess_end() {
+                    return self.crew.finish(Arc::clone(node));
+                }
+                continue;
+            }
+            self.crew.push([Work::Read(Arc::clone(node)), Work::Enter(Arc::clone(node), found)]);
+            if count > 1 {
+                self.crew.call();
+            }
+            return;
+        }
+    }
+
+    /// Sorts what was read by inode: near each other on a disk, and mostly in the order in which they were made.
+    fn sort(&mut self, read: usize) {
+        self.files.clear();
+        self.directories.clear();
+        let mut at = 0;
+        let all = self.buffer.get(..read).unwrap_or_default();
+        while let Some((entry, next)) = files::entry(all, at) {
+            let list = if entry.kind == libc::DT_DIR { &mut self.directories } else { &mut self.files };
+            // Also where the file system does not say that these two are directories.
+            if entry.name != c"." && entry.name != c".." {
+                list.push((entry.inode, at));
+            }
+            at = next;
+        }
+        for list in [&mut self.files, &mut self.directories] {
+            sort(list);
+        }
+        // The newest first; of the directories that are to be entered, the last one is.
+        self.files.reverse();
+    }
+
+    fn name(&self, at: usize) -> Option<(&CStr, u8)> {
+        files::entry(&self.buffer, at).map(|(entry, _)| (entry.name, entry.kind))
+    }
+
+    /// Removes the files just read; false when the time is up.
+    fn remove_files(&mut self, node: &Arc<Node>) -> bool {
+        if self.files.len() >= SHARED && self.crew.has_hands() {
+            let mut names = Names::default();
+            let half = self.files.split_off(self.files.len() / 2);
+            half.iter().rev().filter_map(|&(_, at)| self.name(at)).for_each(|(name, _)| names.push(name));
+            node.expect(1);
+            self.crew.push([Work::Files(Arc::clone(node), names)]);
+            self.crew.call();
+        }
+        for i in 0..self.files.len() {
+            if self.is_over() {
+                return false;
+            }
+            let Some(&(_, at)) = self.files.get(i) else { continue };
+            let Some((name, kind)) = self.name(at) else { continue };
+            if remove(self.crew, node, name, kind) {
+                // A directory after all: the file system did not say, or it was swapped.
+                self.directories.push((0, at));
+            }
+        }
+        true
+    }
+
+    /// Removes the empty ones of the directories just read. The others are to be entered, or are moved up when they lie
+    /// too deep; `None` when the time is up.
+    fn remove_directories(&mut self, node: &Arc<Node>) -> Option<(Names, usize)> {
+        let mut found = Names::default();
+        let mut count = 0usize;
+        for i in 0..self.directories.len() {
+            if self.is_over() {
+                return None;
+            }
+            let Some(&(_, at)) = self.directories.get(i) else { continue };
+            let Some((name, _)) = self.name(at) else { continue };
+            // An empty one costs this one call. The others are told apart by open(2), except a mount point.
+            match node.widening(|| files::rmdir(node.fd(), name)) {
+                Ok(()) => {
+                    node.tree.removed(0);
+                    node.changed.store(true, Ordering::Release);
+                }
+                Err(Errno::ENOENT) => {}
+                Err(Errno::EBUSY) if !without("own_tree") => node.leave(Errno::EBUSY),
+                Err(_) if node.depth.saturating_add(1) >= self.crew.window() => {
+                    if let Err(errno) = self.move_up(node, name) {
+                        node.leave(errno);
+                    }
+                }
+                Err(_) => {
+                    found.push(name);
+                    count = count.saturating_add(1);
+                }
+            }
+        }
+        node.expect(count);
+        Some((found, count))
+    }
+
+    /// Too deep: as high up as it may go, under a name that no entry has.
+    fn move_up(&self, node: &Arc<Node>, name: &CStr) -> Result<(), Errno> {
+        let mut above: Vec<&Arc<Node>> = std::iter::successors(node.parent.as_ref(), |n| n.parent.as_ref()).collect();
+        let mut failed = Errno::EXDEV;
+        while let Some(to) = above.pop() {
+            let number = self.crew.fresh.fetch_add(1, Ordering::Relaxed);
+            let fresh = CString::new(format!(".gracekeeper-scrub-{number:x}")).map_err(|_| Errno::EINVAL)?;
+            let rename = || files::rename(node.fd(), name, to.fd(), &fresh);
+            let moved = match rename() {
+                // Moving a directory changes its `..`, so it must be writable itself, and both parents too.
+                Err(Errno::EACCES | Errno::EPERM) => {
+                    let _ = files::make_writable(node.fd());
+                    let _ = files::make_accessible(node.fd(), name);
+                    rename()
+                }
+                result => result,
+            };
+            match moved {
+                Ok(()) => {
+                    to.changed.store(true, Ordering::Release);
+                    node.changed.store(true, Ordering::Release);
+                    return Ok(());
+                }
+                Err(Errno::ENOENT) => return Ok(()),
+                Err(errno) => failed = errno,
+            }
+        }
+        Err(failed)
     }
 }
 
-impl Frame {
-    /// Runs `call`; where the directory itself forbids it (mode 0500), makes it writable once and tries again.
-    fn widening(&mut self, call: impl Fn(&Self) -> Result<(), Errno>) -> Result<(), Errno> {
-        match call(self) {
-            Err(Errno::EACCES | Errno::EPERM) if !self.widened => {
-                self.widened = true;
-                files::make_writable(self.listing.fd())?;
-                call(self)
+/// Shell's sort. The standard library's costs 4 KiB of the binary, and what it would save is lost beside the unlinks.
+fn sort(list: &mut [(u64, usize)]) {
+    let mut gap = list.len();
+    while gap > 1 {
+        gap = (gap * 5 / 11).max(1);
+        for end in gap..list.len() {
+            let mut at = end;
+            while let Some(before) = at.checked_sub(gap)
+                && list.get(before) > list.get(at)
+            {
+                list.swap(before, at);
+                at = before;
             }
-            result => result,
+        }
+    }
+}
+
+/// Removes what is no directory; true where it is one.
+fn remove(crew: &Crew, node: &Arc<Node>, name: &CStr, kind: u8) -> bool {
+    if kind == libc::DT_LNK && without("own_tree") && files::leads_to_directory(node.fd(), name) {
+        return true;
+    }
+    let regular = matches!(kind, libc::DT_REG | libc::DT_UNKNOWN);
+    let sized = node.tree.asks_sizes() && regular;
+    let bytes = if sized { files::space_of(node.fd(), name) } else { 0 };
+    let unlinked = match &node.tree.zeroed {
+        Some(zeroed) if regular => zero::unlink(node, name, zeroed, crew),
+        _ => node.widening(|| files::unlink(node.fd(), name)),
+    };
+    match unlinked {
+        Ok(()) => {
+            node.tree.removed(bytes);
+            node.changed.store(true, Ordering::Release);
+        }
+        Err(Errno::ENOENT) => {}
+        Err(Errno::EISDIR) => {
+            node.changed.store(true, Ordering::Release);
+            return true;
+        }
+        Err(errno) => node.leave(errno),
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn any_list_is_sorted() {
+        for length in [0usize, 1, 2, 3, 10, 1000] {
+            let mut list: Vec<(u64, usize)> = (0..length).map(|i| ((i as u64 * 7919) % 101, i)).collect();
+            let mut wanted = list.clone();
+            wanted.sort_unstable();
+            super::sort(&mut list);
+            assert_eq!(list, wanted);
         }
     }
 }

@@ -74,6 +74,15 @@ pub enum Filesystem {
     Confined,
 }
 
+/// How the scrub removes a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScrubMode {
+    /// Its name and with it its space.
+    Delete,
+    /// Overwritten first, where that means anything.
+    Zero,
+}
+
 /// The form of gracekeeper's own log lines on stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -141,6 +150,8 @@ pub struct Settings {
     pub termination_log: PathBuf,
     /// `--scrub`, in the order given.
     pub scrub: Vec<PathBuf>,
+    /// `--scrub-mode`
+    pub scrub_mode: ScrubMode,
     /// `--keep-env`
     pub keep_env: Vec<OsString>,
     /// `--writable`

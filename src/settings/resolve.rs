@@ -2,7 +2,9 @@
 
 use super::cli::{Raw, UsageError, is_hidden, printable};
 use super::table::{OPTIONS, Opt, find};
-use super::{AuditFile, AuditKey, AuditLevel, EnvMode, Filesystem, LogFormat, Monitoring, Network, Risk, Settings};
+use super::{
+    AuditFile, AuditKey, AuditLevel, EnvMode, Filesystem, LogFormat, Monitoring, Network, Risk, ScrubMode, Settings,
+};
 use crate::switches::without;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -234,6 +236,8 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
         audit_key,
         termination_log: optional("termination-log")?.unwrap_or_else(|| PathBuf::from("/dev/termination-log")),
         scrub,
+        scrub_mode: given("scrub-mode")
+            .map_or(Ok(ScrubMode::Delete), |g| g.word(&[("delete", ScrubMode::Delete), ("zero", ScrubMode::Zero)]))?,
         workload_env: workload_env(env, mode, &keep_env, key_name.as_deref()),
         keep_env,
         writable: absolute("writable")?,

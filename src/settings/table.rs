@@ -160,6 +160,13 @@ pub const OPTIONS: &[Opt] = &[
         "an absolute path other than /, /proc, /sys, /dev or one that holds gracekeeper or its audit file",
         "a directory to empty at the end; repeatable, the variable is colon-separated",
     )),
+    opt(
+        "scrub-mode",
+        "SCRUB_MODE",
+        "MODE",
+        "delete or zero",
+        "whether files are overwritten before they are removed (default: delete)",
+    ),
     many(opt(
         "keep-env",
         "KEEP_ENV",

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use std::time::Duration;
 
 /// How long one kill may go on finding new processes before the loop looks at its signals again (not PID 1).
-const ONE_KILL: Duration = Duration::from_millis(50);
+pub(super) const ONE_KILL: Duration = Duration::from_millis(50);
 /// The longest a revoke may take.
 const REVOKE_AT_MOST: Duration = Duration::from_secs(1);
 
@@ -56,7 +56,7 @@ impl Supervisor {
                 self.killed();
                 // Nothing of the workload is left; operators' processes go with the namespace.
                 let targets = std::mem::take(&mut self.targets);
-                self.scrub = Some(job::start(targets, until));
+                self.scrub = Some(job::start(targets, self.before.take(), until, self.scrub_mode));
                 if let Some(relay) = &mut self.relay {
                     relay.drain(clock::now());
                 }
@@ -72,7 +72,9 @@ impl Supervisor {
                     self.facts.output(relay.close(clock::now()));
                 }
                 let record = self.facts.seal(&self.machine, self.scrub.as_ref(), &self.targets, &self.shared);
-                self.shared.log().seal(record);
+                // Where an outside clock runs, a disk that hangs is given up in time for the message and the exit.
+                let until = self.machine.plan().and_then(|plan| plan.sealed);
+                self.shared.log().seal(record, until);
                 if self.terminal && !without("foreground") {
                     // The shell that started us finds its terminal as it left it.
                     let _ = limits::take_foreground(nix::unistd::getpgrp().as_raw());

@@ -21,8 +21,11 @@ use crate::machine::types::Instant;
 use crate::relay::Relay;
 use crate::revoke::Frozen;
 use crate::scrub::job::Job;
+use crate::scrub::leftovers::Before;
 use crate::scrub::targets::Target;
 use crate::seal;
+use crate::settings::ScrubMode;
+use crate::switches::without;
 use crate::watch::sample::Watch;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
@@ -30,6 +33,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
+
+/// Children heard in one turn of the loop: who dies, or stops and goes on, as fast as we listen must not keep the loop from its
+/// deadlines.
+const REAPED_AT_ONCE: u32 = 4096;
 
 /// What the panic hook has to reach as well.
 #[derive(Debug)]
@@ -71,6 +78,10 @@ pub struct Supervisor {
     pub targets: Vec<Target>,
     /// What the seal is made of.
     pub facts: seal::Facts,
+    /// As PID 1: which IPC objects were there before the workload.
+    pub before: Option<Before>,
+    /// How the scrub removes a file.
+    pub scrub_mode: ScrubMode,
     /// The running scrub.
     pub scrub: Option<Job>,
     /// The workload's output, where it is limited.
@@ -91,6 +102,8 @@ pub struct Supervisor {
     pub refreeze: Instant,
     /// Spoofed signals of the current second, and when it began.
     pub spoofed_window: (Instant, u64),
+    /// Children may be left that have something to say.
+    pub more_to_reap: bool,
 }
 
 impl Supervisor {
@@ -128,7 +141,8 @@ impl Supervisor {
             return;
         }
         let due = self.relay.as_ref().and_then(Relay::due).filter(|_| !self.output_settled());
-        let timeout = asked.into_iter().chain(due).min().map(|at| at.since(clock::now()));
+        let now = self.more_to_reap.then(clock::now);
+        let timeout = asked.into_iter().chain(due).chain(now).min().map(|at| at.since(clock::now()));
         let mut fds = vec![self.signals.poll_fd()];
         if self.machine.state() == State::Launching
             && let Some(child) = &self.child
@@ -203,7 +217,14 @@ impl Supervisor {
 
     fn reap(&mut self) {
         let mut ended = None;
+        let mut left = REAPED_AT_ONCE;
+        self.more_to_reap = false;
         let alone = loop {
+            if left == 0 {
+                self.more_to_reap = true;
+                break false;
+            }
+            left -= 1;
             match reap::next() {
                 Ok(Some(Reaped::Ended { pid, how, max_rss })) => {
                     self.facts.reaped(max_rss);
@@ -266,6 +287,8 @@ impl Supervisor {
             return;
         }
         let own = nix::unistd::getpgrp().as_raw();
+        // Who is not of that group must not go on while nobody watches the deadline.
+        let paused = if without("job_control") { Vec::new() } else { self.shared.everything().pause(ladder::ONE_KILL) };
         let _ = limits::take_foreground(own);
         let _ = nix::sys::signal::raise(Signal::SIGSTOP);
         // Continued: in the foreground again, or by `bg`.
@@ -273,6 +296,7 @@ impl Supervisor {
             let _ = limits::take_foreground(pid);
         }
         let _ = kill(group, Signal::SIGCONT);
+        self.shared.everything().resume(&paused);
     }
 }
 

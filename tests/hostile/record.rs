@@ -51,6 +51,7 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             let dir = Path::new(path).parent().unwrap();
             io(std::fs::remove_dir_all(dir)).or(io(std::fs::rename(dir, dir.with_extension("gone"))))
         }),
+        "chmod" => io(std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o0))),
         "read" => io(std::fs::read(path)).map(drop),
         "forge-on-stderr" => {
             eprintln!("{RECORD}");

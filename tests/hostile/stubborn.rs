@@ -68,6 +68,38 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_VFORK | libc::SIGCHLD, 0, 0, 0, 0) };
             sleep()
         }
+        // traceme: its parent becomes its tracer, without being asked, and is told of a stop as of an end.
+        "traceme" => {
+            ignore_term();
+            // SAFETY: integers and null pointers.
+            unsafe {
+                let null = std::ptr::null_mut::<libc::c_void>();
+                libc::ptrace(libc::PTRACE_TRACEME, 0, null, null);
+                libc::raise(libc::SIGUSR1);
+            }
+            sleep()
+        }
+        // ticks FILE: one that goes on in a session of its own while the command stops itself.
+        "ticks" => {
+            use std::io::Write;
+            let path = args.first()?;
+            let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+            // SAFETY: one thread.
+            if unsafe { libc::fork() } == 0 {
+                // SAFETY: takes nothing.
+                unsafe { libc::setsid() };
+                loop {
+                    let _ = file.write_all(b".");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            while file.metadata().unwrap().len() < 3 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // SAFETY: integers.
+            unsafe { libc::raise(libc::SIGSTOP) };
+            Ok(())
+        }
         // traced: a child that is stopped under ptrace, and its tracer, deaf to TERM.
         "traced" => {
             ignore_term();

@@ -13,6 +13,20 @@ pub fn attack(name: &str) -> Option<Tried> {
             }
             typed
         }
+        // join-nice, join-kill: into its parent's group, which is of the same session, and then at "my own group".
+        "join-nice" | "join-kill" => {
+            // SAFETY: integers.
+            let tried = unsafe {
+                let parent = libc::getppid();
+                let group = libc::getpgid(parent);
+                let joined = sys(libc::setpgid(0, group).into());
+                joined.and_then(|_| match name {
+                    "join-nice" => sys(libc::setpriority(libc::PRIO_PGRP, 0, 5).into()),
+                    _ => sys(libc::kill(0, libc::SIGWINCH).into()),
+                })
+            };
+            tried.map(drop)
+        }
         // Leaves the terminal to a group that nobody is in any more.
         "foreground" => {
             // SAFETY: one thread; integers only.

@@ -1,7 +1,6 @@
 //! The doctor sees each protection that is missing: with the switches, where everything else is as it should be.
 
 use super::place::*;
-use super::support::*;
 use serde_json::Value;
 
 fn doctor(off: Option<&str>, options: &[&str]) -> (bool, Value) {
@@ -19,7 +18,7 @@ fn doctor(off: Option<&str>, options: &[&str]) -> (bool, Value) {
 
 #[test]
 fn what_is_missing_is_seen() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let (holds, report) = doctor(None, &[]);

@@ -5,7 +5,7 @@ use super::support::*;
 
 #[test]
 fn descriptors() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {
@@ -24,7 +24,7 @@ fn descriptors() {
 
 #[test]
 fn variables() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let attack = ["environment", "KEY", "LD_AUDIT", "JOB_ID", "RISK_LEVEL", "GRACE_PERIOD", "API_TOKEN"];
@@ -49,7 +49,7 @@ fn variables() {
 /// switched off alone.
 #[test]
 fn privileges() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {
@@ -68,7 +68,7 @@ fn privileges() {
 
 #[test]
 fn core_dumps() {
-    if !has("root") {
+    if !able() {
         return;
     }
     three_ways(&Row {

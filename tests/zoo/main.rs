@@ -9,6 +9,7 @@ mod fuse;
 mod honest;
 mod inherited;
 mod paths;
+mod pinned;
 mod place;
 mod promises;
 mod record;

@@ -37,7 +37,7 @@ fn victim(ran: &Attempt) -> String {
 
 #[test]
 fn what_is_not_ours_is_not_written_to() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for (game, why) in GAMES {
@@ -63,7 +63,7 @@ fn what_is_not_ours_is_not_written_to() {
 /// Controls: whoever follows names writes into the victim, and whoever opens a FIFO waits.
 #[test]
 fn without_care_it_would_be() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for game in [GAMES[0].0, GAMES[2].0] {
@@ -78,7 +78,7 @@ fn without_care_it_would_be() {
 /// A disk that is full before the run: the file is there and takes nothing. The record goes where there is room.
 #[test]
 fn a_disk_that_is_full_from_the_start() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let game = "mount -t tmpfs -o size=64k,mode=1777 none /var/log; head -c 1M /dev/zero > /var/log/fill || :";

@@ -10,7 +10,7 @@ fn row(attack: &'static [&'static str], succeeded: fn(&Attempt) -> bool) -> Row 
 
 #[test]
 fn the_file_cannot_be_written_to() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [&["append", LOG][..], &["truncate", LOG], &["truncate-path", LOG]] {
@@ -20,7 +20,7 @@ fn the_file_cannot_be_written_to() {
 
 #[test]
 fn the_file_cannot_be_taken_away() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [
@@ -38,7 +38,7 @@ fn the_file_cannot_be_taken_away() {
 /// Where it can be done all the same, the record says so, in a sink that is left.
 #[test]
 fn what_was_done_to_the_file_is_said_where_landlock_is_missing() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for (attack, what) in [
@@ -68,7 +68,7 @@ fn what_was_done_to_the_file_is_said_where_landlock_is_missing() {
 /// The directory itself, with the file in it, below one that the workload may write to.
 #[test]
 fn the_directory_cannot_be_taken_away() {
-    if !has("root") {
+    if !able() {
         return;
     }
     const DEEP: &str = "/srv/audit/dir/a.json";
@@ -94,7 +94,7 @@ fn the_directory_cannot_be_taken_away() {
 /// The supervisor's own file, in a volume as an init container fills one: whoever replaces it supervises the next start.
 #[test]
 fn the_supervisors_own_file_cannot_be_replaced() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {
@@ -114,10 +114,31 @@ fn the_supervisors_own_file_cannot_be_replaced() {
     }
 }
 
+/// Its owner can take the file's permissions away, for the next run: they are given back.
+#[test]
+fn the_next_run_can_open_the_file() {
+    if !able() {
+        return;
+    }
+    for place in [Pid1, Below] {
+        let mode = |guard| {
+            let ran = Stage::new(place).run(guard, &["chmod", LOG]);
+            assert!(ran.says("succeeded"), "nothing refuses it: {ran:#?}");
+            if guard != Guard::Plain {
+                assert_eq!(ran.verified(), Some(0), "{ran:#?}");
+            }
+            let log = ran.share().join("../log/security-audit.json");
+            std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(log).unwrap().permissions()) & 0o777
+        };
+        assert_eq!((mode(Guard::Plain), mode(Guard::Without("own_mode"))), (0, 0), "controls");
+        assert_eq!(mode(Guard::Full), 0o600);
+    }
+}
+
 /// Another name for the file, where the workload may write: in another directory of the same mount.
 #[test]
 fn no_other_name_leads_to_the_file() {
-    if !has("root") {
+    if !able() {
         return;
     }
     const DEEP: &str = "/srv/audit/a.json";
@@ -139,7 +160,7 @@ fn no_other_name_leads_to_the_file() {
 /// A volume that is mounted twice leads around the rules, which go by path: then they are not said to hold.
 #[test]
 fn a_second_mount_is_seen() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let other = "/media/again/security-audit.json";
@@ -160,7 +181,7 @@ fn a_second_mount_is_seen() {
 /// The last word in the termination message is the supervisor's.
 #[test]
 fn a_message_written_early_is_replaced() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {
@@ -177,7 +198,7 @@ fn a_message_written_early_is_replaced() {
 /// And nobody is left to write it later. As PID 1 the end of the namespace would do as well.
 #[test]
 fn an_escapee_does_not_write_the_message_late() {
-    if !has("root") {
+    if !able() {
         return;
     }
     three_ways(&Row {
@@ -190,7 +211,7 @@ fn an_escapee_does_not_write_the_message_late() {
 /// What the workload prints may look like a record. Whoever keeps stderr tells it by the chain, and by the MAC.
 #[test]
 fn forged_lines_on_stderr_do_not_check() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let verify = |text: &str, key: bool| {
@@ -234,7 +255,7 @@ fn forged_lines_on_stderr_do_not_check() {
 /// not in it.
 #[test]
 fn reading_is_possible_and_known() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let mut stage = Stage::new(Pid1).options(&["--audit-key-env", "KEY"]);

@@ -10,7 +10,7 @@ pub struct Image(pub String);
 
 impl Image {
     pub fn new() -> Option<Self> {
-        if !has("docker") {
+        if !able() || !has("docker") {
             return None;
         }
         let name = format!("gracekeeper-zoo-{}-{}", std::process::id(), marker().replace('.', "-"));
@@ -49,7 +49,7 @@ impl Drop for Image {
 
 #[test]
 fn the_disk() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let run = |guard, place| {
@@ -138,7 +138,7 @@ fn processes() {
 /// `supervisor::its_limits` tries. Here: that a supervisor with a small one is no easier to cripple.
 #[test]
 fn descriptors() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {

@@ -1,5 +1,6 @@
 //! Signals at the supervisor: by every call, with the truth about the sender and with lies, one and a flood of them.
 
+use super::pinned::{Pinned, begins, child_of};
 use super::place::*;
 use super::support::*;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ fn row(attack: &'static [&'static str], places: &'static [Place], stopped_by: &'
 
 #[test]
 fn by_pid_group_and_all_with_every_signal() {
-    if !has("root") {
+    if !able() {
         return;
     }
     three_ways(&row(&["kill"], &[Pid1, Below], &[SECCOMP, SCOPE]));
@@ -40,7 +41,7 @@ fn by_pid_group_and_all_with_every_signal() {
 
 #[test]
 fn by_the_calls_that_name_a_thread_or_a_descriptor() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [&["kill-term"][..], &["tkill"], &["tgkill"], &["pidfd-signal"]] {
@@ -50,7 +51,7 @@ fn by_the_calls_that_name_a_thread_or_a_descriptor() {
 
 #[test]
 fn with_a_forged_siginfo() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [&["sigqueue"][..], &["tgsigqueue"]] {
@@ -60,7 +61,7 @@ fn with_a_forged_siginfo() {
 
 #[test]
 fn by_a_descriptor_that_becomes_ready() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [&["async-setown"][..], &["async-fiosetown"], &["async-siocspgrp"]] {
@@ -74,7 +75,7 @@ fn by_a_descriptor_that_becomes_ready() {
 /// One that comes through is still not taken for a stop: the third line of defence, and alone it holds as well.
 #[test]
 fn one_that_comes_through_is_no_stop() {
-    if !has("root") {
+    if !able() {
         return;
     }
     fn ended(attempt: &Attempt) -> bool {
@@ -103,7 +104,7 @@ fn one_that_comes_through_is_no_stop() {
 /// What nobody can tell from a stop of the kubelet's: here only the kernel's refusal helps, and either one is enough.
 #[test]
 fn one_without_a_sender() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {
@@ -127,20 +128,11 @@ fn one_without_a_sender() {
     }
 }
 
-/// The process that is gracekeeper, out here.
-fn supervisor(unshare: u32, place: Place) -> Option<i32> {
-    let child = |pid: i32| -> Option<i32> {
-        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
-            .ok()?
-            .split_whitespace()
-            .next()?
-            .parse()
-            .ok()
-    };
-    let first = child(i32::try_from(unshare).unwrap())?;
-    let pid = if place == Pid1 { first } else { child(first)? };
-    let exe = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    exe.starts_with(b"/mnt/gracekeeper\0").then_some(pid)
+/// The process that is gracekeeper, out here, once it has its child.
+fn supervisor(unshare: u32, place: Place) -> Option<Pinned> {
+    let first = child_of(i32::try_from(unshare).unwrap())?;
+    let pid = if place == Pid1 { first } else { child_of(first)? };
+    Pinned::new(pid, |pid| begins(pid, b"/mnt/gracekeeper\0") && child_of(pid).is_some())
 }
 
 /// A real stop amid a flood of the workload's; what the run ended as.
@@ -149,21 +141,20 @@ fn stop_in_a_flood(place: Place, off: Option<&str>, delay: Duration) -> Attempt 
     let began = Instant::now();
     let guard = off.map_or(Guard::Full, Guard::Without);
     let child = stage.command(guard, &["flood"]).spawn().unwrap();
-    let mut pid = None;
+    let mut found = None;
     until("gracekeeper is there and has its child", || {
-        pid = supervisor(child.id(), place);
-        pid.is_some_and(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).is_ok_and(|c| !c.trim().is_empty())
-        })
+        found = supervisor(child.id(), place);
+        found.is_some()
     });
     std::thread::sleep(delay);
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.unwrap()), nix::sys::signal::Signal::SIGTERM);
+    // Where the flood has ended the run already there is nobody to stop.
+    found.unwrap().signal(libc::SIGTERM);
     stage.collect(finish(child, began))
 }
 
 #[test]
 fn a_hundred_real_stops_in_floods() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let mut seed = u64::from(std::process::id()) | 1;
@@ -199,7 +190,7 @@ fn a_hundred_real_stops_in_floods() {
 /// Control: where the flood is let through and is no reason to kill, real stops are lost in it.
 #[test]
 fn a_flood_that_is_let_be_masks_real_stops() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let off = "seccomp_filter,signal_scope,landlock,flood";

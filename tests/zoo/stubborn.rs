@@ -1,10 +1,9 @@
 //! Who does not want to be found, or to die.
 
 use super::fuse::Hanging;
+use super::pinned::{Pinned, begins, child_of};
 use super::place::*;
 use super::support::*;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ fn somebody_left(attempt: &Attempt) -> bool {
 /// As PID 1 the end of the namespace ends everybody, so this is only a question where the supervisor is not.
 #[test]
 fn an_orphan_in_a_session_of_its_own() {
-    if !has("root") {
+    if !able() {
         return;
     }
     three_ways(&Row {
@@ -34,7 +33,7 @@ fn an_orphan_in_a_session_of_its_own() {
 
 #[test]
 fn names_that_mislead_a_parser() {
-    if !has("root") {
+    if !able() {
         return;
     }
     three_ways(&Row {
@@ -49,7 +48,7 @@ fn names_that_mislead_a_parser() {
 
 #[test]
 fn names_in_the_record() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {
@@ -85,7 +84,7 @@ pub fn outlasts(stage: Stage, attack: &[&str], time: Duration) -> bool {
 
 /// Stopped, waiting in vfork, stopped under ptrace: SIGTERM does nothing, SIGKILL does.
 fn survives_all_but_the_kill(attack: &str) {
-    if !has("root") {
+    if !able() {
         return;
     }
     let mut stage = Stage::new(Below);
@@ -122,30 +121,45 @@ fn a_child_stopped_under_ptrace() {
     survives_all_but_the_kill("traced");
 }
 
+/// The parent is made a tracer: told of a stop, it takes it for the end.
+#[test]
+fn a_child_that_makes_its_parent_trace_it() {
+    if !able() {
+        return;
+    }
+    let plain = Stage::new(Below).run(Guard::Plain, &["traceme"]);
+    assert!(somebody_left(&plain), "control: {plain:#?}");
+    for place in [Pid1, Below] {
+        let full = Stage::new(place).options(SHORT).run(Guard::Full, &["traceme"]);
+        assert_eq!((full.code, full.verified()), (124, Some(0)), "{full:#?}");
+        assert!(place == Pid1 || !somebody_left(&full), "{full:#?}");
+    }
+}
+
 /// The supervisor itself is killed from outside: the command goes with it. Not so what the command started; for that there is
 /// PID 1, whose namespace ends with it.
 #[test]
 fn the_command_does_not_outlive_a_killed_supervisor() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let run = |guard| {
         let stage = Stage::new(Below);
         let began = Instant::now();
         let child = stage.command(guard, &["burn", "1"]).spawn().unwrap();
-        let first = |pid: i32| -> Option<i32> {
-            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-            children.split_whitespace().next()?.parse().ok()
-        };
-        let mut supervisor = None;
+        let mut found = None;
         until("the command runs", || {
-            supervisor = first(i32::try_from(child.id()).unwrap()).and_then(first);
-            let command = supervisor.and_then(first).and_then(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).ok());
-            command.is_some_and(|line| line.ends_with(b"burn\x001\0") && !line.starts_with(b"/mnt/gracekeeper"))
+            let supervisor = child_of(i32::try_from(child.id()).unwrap()).and_then(child_of);
+            let top = |pid| begins(pid, b"/mnt/gracekeeper\0") || begins(pid, b"/mnt/hostile\0parent\0");
+            // Both are called so by their exec, not before it.
+            let runs = |pid| {
+                child_of(pid)
+                    .is_some_and(|c| begins(c, b"/mnt/hostile\0burn\0") || begins(c, b"/proc/self/exe\0burn\0"))
+            };
+            found = supervisor.and_then(|pid| Pinned::new(pid, |pid| top(pid) && runs(pid)));
+            found.is_some()
         });
-        let line = std::fs::read(format!("/proc/{}/cmdline", supervisor.unwrap())).unwrap();
-        assert!(line.starts_with(b"/mnt/gracekeeper\0") || line.starts_with(b"/mnt/hostile\0parent\0"));
-        kill(Pid::from_raw(supervisor.unwrap()), Signal::SIGKILL).unwrap();
+        assert!(found.unwrap().signal(libc::SIGKILL));
         stage.collect(finish(child, began))
     };
     assert!(somebody_left(&run(Guard::Plain)), "control");
@@ -158,7 +172,7 @@ fn the_command_does_not_outlive_a_killed_supervisor() {
 /// A read that no signal ends. The supervisor does not wait for it longer than its plan, scrubs nothing beside it, and says so.
 #[test]
 fn a_read_that_never_returns() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Below, Pid1] {
@@ -171,21 +185,19 @@ fn a_read_that_never_returns() {
         let file = format!("/media/f/file-{}", marker());
         let child = stage.command(Guard::Full, &["hang", &file]).spawn().unwrap();
         until("the read hangs", || fuse.reads.load(Ordering::SeqCst) > 0);
-        let mine = |pid: i32, beginning: &[u8]| {
-            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(beginning))
-        };
         // gracekeeper has the same word among its own.
-        let mut marked = marked(&file).into_iter().map(|pid| i32::try_from(pid).unwrap());
-        let stuck = marked.rfind(|pid| mine(*pid, b"/mnt/hostile\0hang"));
-        let stuck = stuck.unwrap();
-        let state = || std::fs::read_to_string(format!("/proc/{stuck}/stat")).unwrap_or_default();
+        let marked = marked(&file).into_iter().map(|pid| i32::try_from(pid).unwrap());
+        let stuck =
+            marked.filter_map(|pid| Pinned::new(pid, |pid| begins(pid, b"/mnt/hostile\0hang\0"))).next().unwrap();
+        let state = || std::fs::read_to_string(format!("/proc/{}/stat", stuck.pid)).unwrap_or_default();
         // The control: SIGKILL does not end it.
-        kill(Pid::from_raw(stuck), Signal::SIGKILL).unwrap();
+        assert!(stuck.signal(libc::SIGKILL));
         until("it waits without listening", || state().contains(") D "));
         let parent = state().rsplit(") ").next().and_then(|f| f.split(' ').nth(1)?.parse::<i32>().ok()).unwrap();
-        assert!(mine(parent, b"/mnt/gracekeeper\0"), "{}", state());
+        let supervisor = Pinned::new(parent, |pid| begins(pid, b"/mnt/gracekeeper\0"));
+        let supervisor = supervisor.unwrap_or_else(|| panic!("{}", state()));
         let asked = Instant::now();
-        kill(Pid::from_raw(parent), Signal::SIGTERM).unwrap();
+        assert!(supervisor.signal(libc::SIGTERM));
         until("the seal is there", || {
             std::fs::read_to_string(&log).is_ok_and(|text| text.contains("evaluation_terminated"))
         });

@@ -1,7 +1,6 @@
 //! Memory, descriptors, limits, priority, scheduling and CPUs of the supervisor.
 
 use super::place::*;
-use super::support::has;
 
 const SECCOMP: &str = "seccomp_filter";
 /// A process in a Landlock domain may trace nobody outside (landlock(7)); either rule makes a domain.
@@ -14,7 +13,7 @@ fn row(attack: &'static [&'static str], stopped_by: &'static [&'static str]) -> 
 
 #[test]
 fn its_memory_and_descriptors() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [&["ptrace"][..], &["vm-read"], &["vm-write"]] {
@@ -26,7 +25,7 @@ fn its_memory_and_descriptors() {
 
 #[test]
 fn its_files_below_proc() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [
@@ -47,7 +46,7 @@ fn its_files_below_proc() {
 
 #[test]
 fn its_limits() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [&["prlimit-read"][..], &["prlimit-fsize"], &["prlimit-nofile"], &["prlimit-cpu"]] {
@@ -57,7 +56,7 @@ fn its_limits() {
 
 #[test]
 fn its_priority_and_scheduling() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for attack in [
@@ -80,7 +79,7 @@ fn its_priority_and_scheduling() {
 
 #[test]
 fn calls_that_a_filter_does_not_see() {
-    if !has("root") {
+    if !able() {
         return;
     }
     three_ways(&row(&["io-uring"], &[SECCOMP]));

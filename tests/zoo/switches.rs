@@ -25,7 +25,7 @@ fn the_binary_has_not_even_the_name() {
 
 #[test]
 fn the_binary_does_not_heed_it() {
-    if !has("root") {
+    if !able() {
         return;
     }
     let all = "seccomp_filter,signal_scope,landlock,supervisor_not_dumpable,descriptors,environment";

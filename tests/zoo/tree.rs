@@ -1,7 +1,6 @@
 //! What the workload builds below /tmp to lead the scrub astray.
 
 use super::place::*;
-use super::support::has;
 
 const VICTIM: &str = "/media/victim";
 
@@ -20,7 +19,7 @@ fn run(guard: Guard<'_>, place: Place, root: bool, attack: &str) -> (bool, Attem
 
 #[test]
 fn links_that_lead_out() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {
@@ -38,7 +37,7 @@ fn links_that_lead_out() {
 /// As root with CAP_SYS_ADMIN, as a container may be.
 #[test]
 fn mounts_below() {
-    if !has("root") {
+    if !able() {
         return;
     }
     for place in [Pid1, Below] {

@@ -1,0 +1,118 @@
+//! System V IPC of this namespace (`/proc/sysvipc`, shmctl(2), semctl(2), msgctl(2)) and POSIX queues (`/dev/mqueue`).
+
+use super::files;
+use nix::errno::Errno;
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// The kinds of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Shared memory.
+    Memory,
+    /// Semaphores.
+    Semaphores,
+    /// Message queues.
+    Queue,
+}
+
+/// A System V object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Object {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its identifier, which the kernel does not use again soon.
+    pub id: i32,
+    /// Its creator's effective UID.
+    pub creator: u32,
+    /// A process of this PID namespace made it (shared memory) or was the last to use it.
+    pub ours: bool,
+    /// Somebody used it.
+    pub used: bool,
+}
+
+/// Every System V object that can be seen.
+#[must_use]
+pub fn objects() -> Vec<Object> {
+    let mut all = Vec::new();
+    for (kind, file) in [(Kind::Memory, "shm"), (Kind::Semaphores, "sem"), (Kind::Queue, "msg")] {
+        let text = std::fs::read_to_string(Path::new("/proc/sysvipc").join(file)).unwrap_or_default();
+        all.extend(text.lines().skip(1).filter_map(|line| object(kind, line)));
+    }
+    all
+}
+
+/// One line of proc_sysvipc(5). Process ids are those of this namespace, and 0 for a process outside.
+fn object(kind: Kind, line: &str) -> Option<Object> {
+    let fields: Vec<i64> = line.split_whitespace().map(|w| w.parse().unwrap_or(0)).collect();
+    let at = |n: usize| fields.get(n).copied();
+    let id = i32::try_from(at(1)?).ok()?;
+    let (creator, ours, used) = match kind {
+        // key shmid perms size cpid lpid nattch uid gid cuid cgid …
+        Kind::Memory => (at(9)?, at(4)? != 0, true),
+        // key semid perms nsems uid gid cuid cgid otime ctime
+        Kind::Semaphores => (at(6)?, used_here(id, at(3)?), at(8)? != 0),
+        // key msqid perms cbytes qnum lspid lrpid uid gid cuid cgid stime rtime ctime
+        Kind::Queue => (at(9)?, at(5)? != 0 || at(6)? != 0, at(11)? != 0 || at(12)? != 0),
+    };
+    Some(Object { kind, id, creator: u32::try_from(creator).ok()?, ours, used })
+}
+
+/// Whether a process of this namespace was the last to change one of the set's semaphores.
+fn used_here(id: i32, count: i64) -> bool {
+    (0..i32::try_from(count).unwrap_or(0)).any(|n| {
+        // SAFETY: GETPID takes three integers and writes nothing.
+        unsafe { libc::semctl(id, n, libc::GETPID) > 0 }
+    })
+}
+
+/// Removes one.
+///
+/// # Errors
+/// `EPERM` for somebody else's, `EINVAL` for one that is gone.
+pub fn remove(object: &Object) -> Result<(), Errno> {
+    // SAFETY: IPC_RMID reads and writes no memory of the caller's.
+    let result = unsafe {
+        match object.kind {
+            Kind::Memory => libc::shmctl(object.id, libc::IPC_RMID, std::ptr::null_mut()),
+            Kind::Semaphores => libc::semctl(object.id, 0, libc::IPC_RMID),
+            Kind::Queue => libc::msgctl(object.id, libc::IPC_RMID, std::ptr::null_mut()),
+        }
+    };
+    Errno::result(result).map(drop)
+}
+
+/// The names of the POSIX queues; nothing where `/dev/mqueue` is not what mq_overview(7) says.
+#[must_use]
+pub fn posix_queues() -> Vec<CString> {
+    const MQUEUE: i64 = 0x1980_0202;
+    let mut names = Vec::new();
+    let Ok(dir) = files::open_path(Path::new("/dev/mqueue")) else { return names };
+    if files::file_system(dir.as_fd()) != MQUEUE {
+        return names;
+    }
+    let mut buffer = vec![0; 4096];
+    while let Ok(read @ 1..) = files::read_entries(dir.as_fd(), &mut buffer) {
+        let mut at = 0;
+        while let Some((entry, next)) = files::entry(buffer.get(..read).unwrap_or_default(), at) {
+            if entry.kind != libc::DT_DIR {
+                names.push(entry.name.to_owned());
+            }
+            at = next;
+        }
+    }
+    names
+}
+
+/// Removes the POSIX queue `name` of `owner`.
+///
+/// # Errors
+/// `EPERM` where it is not that user's, else what unlink(2) answers.
+pub fn remove_posix_queue(name: &CString, owner: u32) -> Result<(), Errno> {
+    let dir = files::open_path(Path::new("/dev/mqueue"))?;
+    if files::owner(dir.as_fd(), name) != Some(owner) {
+        return Err(Errno::EPERM);
+    }
+    files::unlink(dir.as_fd(), name)
+}

@@ -1,0 +1,164 @@
+//! One open directory of a tree that is being emptied, and what its parent has to know of it.
+//!
+//! Invariant: a directory is removed only through its parent's descriptor, and a parent is settled only after every one of
+//! its children was. Nothing here recurses: `settled` says what to do next, and the caller loops.
+
+use super::crew::Tree;
+use crate::kernel::files;
+use nix::errno::Errno;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+
+/// A directory that was opened and is not empty yet.
+#[derive(Debug)]
+pub struct Node {
+    fd: OwnedFd,
+    name: CString,
+    /// The directory it is in; `None` for a tree's own top.
+    pub parent: Option<Arc<Node>>,
+    /// How many directories are above it in its tree.
+    pub depth: usize,
+    /// Its tree.
+    pub tree: Arc<Tree>,
+    /// Who has to be done before it can be settled: its reader, its children, files given to somebody else.
+    pending: AtomicUsize,
+    /// Something was removed from it since its reading began: there may be more to find.
+    pub changed: AtomicBool,
+    /// A short read was taken for the end once; from then on only the end itself is.
+    guessed: AtomicBool,
+    /// It was read to its end.
+    ended: AtomicBool,
+    widened: AtomicBool,
+    /// The first errno of this reading.
+    left: AtomicI32,
+}
+
+/// What became of a directory whose work was done.
+#[derive(Debug)]
+pub enum Settled {
+    /// It is gone.
+    Gone,
+    /// It stays, for this reason; `None` for a top, which is never removed here.
+    Stays(Option<Errno>),
+    /// It has to be read on.
+    Again,
+}
+
+impl Node {
+    /// A tree's own directory.
+    #[must_use]
+    pub fn top(fd: OwnedFd, tree: Arc<Tree>) -> Arc<Self> {
+        Arc::new(Self::new(fd, CString::default(), None, 0, tree))
+    }
+
+    fn new(fd: OwnedFd, name: CString, parent: Option<Arc<Self>>, depth: usize, tree: Arc<Tree>) -> Self {
+        Self {
+            fd,
+            name,
+            parent,
+            depth,
+            tree,
+            pending: AtomicUsize::new(1),
+            changed: AtomicBool::new(false),
+            guessed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            widened: AtomicBool::new(false),
+            left: AtomicI32::new(0),
+        }
+    }
+
+    /// Opens the directory `name` in `parent`; one that forbids it is made accessible.
+    ///
+    /// # Errors
+    /// `EXDEV` for a mount, `ELOOP` or `ENOTDIR` for what is no directory any more, and what open(2) answers.
+    pub fn below(parent: &Arc<Self>, name: CString) -> Result<Arc<Self>, Errno> {
+        let open = || files::open_below(parent.fd(), &name, parent.tree.device());
+        let fd = match open() {
+            Err(Errno::EACCES) => {
+                parent.widening(|| files::make_accessible(parent.fd(), &name))?;
+                open()?
+            }
+            result => result?,
+        };
+        let depth = parent.depth.saturating_add(1);
+        Ok(Arc::new(Self::new(fd, name, Some(Arc::clone(parent)), depth, Arc::clone(&parent.tree))))
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// `more` have to be done before it can be settled.
+    pub fn expect(&self, more: usize) {
+        self.pending.fetch_add(more, Ordering::AcqRel);
+    }
+
+    /// One of them is done; whether it was the last.
+    pub fn is_last(&self) -> bool {
+        self.pending.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Whether a read that left room in the buffer may be taken for the end: rmdir(2) knows better, and is asked once.
+    pub fn guess_end(&self) -> bool {
+        self.parent.is_some() && !self.guessed.swap(true, Ordering::Relaxed)
+    }
+
+    /// It was read to its end.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    /// Something in it could not be removed.
+    pub fn leave(&self, errno: Errno) {
+        let _ = self.left.compare_exchange(0, errno as i32, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn left(&self) -> Option<Errno> {
+        Some(self.left.load(Ordering::Relaxed)).filter(|&e| e != 0).map(Errno::from_raw)
+    }
+
+    /// Runs `call`; where the directory itself forbids it (mode 0500), makes it writable once and tries again.
+    ///
+    /// # Errors
+    /// What `call` answers, or fchmod(2).
+    pub fn widening(&self, call: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+        match call() {
+            Err(Errno::EACCES | Errno::EPERM) if !self.widened.swap(true, Ordering::Relaxed) => {
+                files::make_writable(self.fd())?;
+                call()
+            }
+            result => result,
+        }
+    }
+
+    /// Everything found in it was dealt with: removes it, or says why not.
+    #[must_use]
+    pub fn settle(&self) -> Settled {
+        let reread = || {
+            // Removing while reading may make a file system skip entries: again, until a reading changes nothing.
+            self.changed.swap(false, Ordering::AcqRel) && {
+                self.left.store(0, Ordering::Relaxed);
+                self.ended.store(false, Ordering::Relaxed);
+                files::rewind(self.fd()).map_err(|errno| self.leave(errno)).is_ok()
+            }
+        };
+        let Some(parent) = &self.parent else {
+            return if reread() { Settled::Again } else { Settled::Stays(self.left()) };
+        };
+        match parent.widening(|| files::rmdir(parent.fd(), &self.name)) {
+            Ok(()) => {
+                self.tree.removed(0);
+                parent.changed.store(true, Ordering::Release);
+                Settled::Gone
+            }
+            Err(Errno::ENOENT) => Settled::Gone,
+            // Also where the end was guessed wrong: then it is read on from where it was.
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) if reread() || !self.ended.load(Ordering::Relaxed) => Settled::Again,
+            Err(errno) => Settled::Stays(self.left().or(Some(errno))),
+        }
+    }
+}

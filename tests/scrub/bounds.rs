@@ -1,0 +1,113 @@
+//! Time, memory and descriptors.
+
+use super::places::*;
+use super::trees::make;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Runs the binary and returns the most memory it ever had, in KiB.
+// Waited for by wait4(2).
+#[allow(clippy::zombie_processes)]
+fn peak_of(tree: &Path) -> i64 {
+    let mut command = Command::new(super::support::BINARY);
+    command.args(["--scrub-budget", "50s", "--scrub"]).arg(tree).args(["--", "true"]);
+    command.env("TMPDIR", tree.parent().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    let (mut status, pid) = (0, i32::try_from(child.id()).unwrap());
+    // SAFETY: all zeros is a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live locals; the child is ours and nobody else waits for it.
+    assert_eq!(unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) }, pid);
+    assert_eq!(status, 0);
+    assert_eq!(std::fs::read_dir(tree).unwrap().count(), 0);
+    usage.ru_maxrss
+}
+
+#[test]
+fn at_most_four_mebibytes_for_any_tree() {
+    let place = tmpfs();
+    let empty = place.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let without = (0..5).map(|_| peak_of(&empty)).min().unwrap();
+    for shape in ["many", "flat", "deep", "wide", "names"] {
+        let tree = make(shape, &place.path(), false);
+        let more = peak_of(&tree) - without;
+        println!("{shape}: {more} KiB more than for an empty directory");
+        assert!(more <= 4096, "{shape}: {more} KiB");
+    }
+}
+
+#[test]
+fn at_most_64_descriptors_for_any_tree() {
+    let place = tmpfs();
+    let limit: Vec<String> = ["prlimit", "--nofile=64:64"].map(str::to_owned).to_vec();
+    for shape in ["deep", "wide", "modes", "many"] {
+        let tree = make(shape, &place.path(), false);
+        let (run, path) = scrub(&tree, &limit, &["--scrub-budget", "50s"]);
+        assert_eq!(path["status"], "complete", "{shape}: {run:#?}");
+        assert_eq!(std::fs::read_dir(&tree).unwrap().count(), 0);
+    }
+    std::fs::remove_dir(place.path().join("tree-deep")).unwrap();
+    // Control: so few that the limit is felt, and said.
+    let tree = make("deep", &place.path(), false);
+    let limit: Vec<String> = ["prlimit", "--nofile=24:24"].map(str::to_owned).to_vec();
+    let (_, path) = scrub(&tree, &limit, &[]);
+    assert_eq!((&path["status"], &path["why"]), (&"failed".into(), &"EMFILE".into()), "{path}");
+    scrub(&tree, &[], &["--scrub-budget", "50s"]);
+}
+
+#[test]
+fn the_budget_is_kept_and_the_counts_are_true() {
+    for place in [tmpfs(), ext4()] {
+        for shape in ["many", "flat", "deep", "wide"] {
+            let mut best = u64::MAX;
+            // On a busy machine one run may be late through no fault of its own; every run's counts have to be true.
+            for _ in 0..5 {
+                let below = tempfile::tempdir_in(place.path()).unwrap();
+                let tree = make(shape, below.path(), false);
+                let entries = count(&tree);
+                let (run, path) = scrub(&tree, &[], &["--scrub-budget", "5ms"]);
+                let used = run.seal()["cleanup"]["used_ms"].as_u64().unwrap();
+                if path["status"] == "partial" {
+                    assert_eq!(path["entries_removed"].as_u64().unwrap() + count(&tree), entries, "{shape}: {path}");
+                    best = best.min(used);
+                }
+                // Not left to the temporary directory, whose own removal recurses.
+                scrub(&tree, &[], &["--scrub-budget", "50s"]);
+                if best <= 15 {
+                    break;
+                }
+            }
+            println!("{shape} on {}: a budget of 5 ms took {best}", place.name);
+            assert!(best <= 15, "{shape} on {}: {best} ms", place.name);
+        }
+    }
+}
+
+/// What a cut-off scrub leaves should be old files and names, not the newest bytes. One worker, so that the order is whole.
+#[test]
+fn the_newest_files_go_first() {
+    let place = tmpfs();
+    let tree = place.path().join("tree");
+    let one: Vec<String> = ["taskset", "-c", "0"].map(str::to_owned).to_vec();
+    let mut cut_off = 0;
+    for _ in 0..50 {
+        std::fs::create_dir(&tree).unwrap();
+        (0..1500).for_each(|i| std::fs::write(tree.join(format!("{i}-old")), "").unwrap());
+        (0..20).for_each(|i| std::fs::write(tree.join(format!("{i}-new")), "secret").unwrap());
+        std::fs::create_dir(tree.join("directory")).unwrap();
+        let (_, path) = scrub(&tree, &one, &["--scrub-budget", "3ms"]);
+        let left: Vec<_> = std::fs::read_dir(&tree).unwrap().map(|e| e.unwrap().file_name()).collect();
+        // Cut off after the newest and long before the end.
+        if path["status"] == "partial" && path["entries_removed"].as_u64().unwrap() >= 20 {
+            cut_off += 1;
+            assert!(!left.iter().any(|n| n.to_str().unwrap().ends_with("-new")), "{path}: {left:?}");
+            assert!(left.iter().any(|n| n == "directory"), "a directory before the files");
+        }
+        std::fs::remove_dir_all(&tree).unwrap();
+        if cut_off >= 3 {
+            return;
+        }
+    }
+    panic!("no run was cut off in the middle");
+}
