@@ -301,7 +301,15 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        let _ = Command::new("docker").args(["rm", "-f", "-v"]).args(&self.containers).output();
+        // An engine that is very busy gives up on a container and has to be asked again.
+        for _ in 0..5 {
+            let _ = Command::new("docker").args(["rm", "-f", "-v"]).args(&self.containers).output();
+            let filter = format!("name={}-", self.id);
+            let left = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output();
+            if left.is_ok_and(|out| out.status.success() && out.stdout.is_empty()) {
+                break;
+            }
+        }
         if !self.volumes.is_empty() {
             let _ = Command::new("docker").args(["volume", "rm", "-f"]).args(&self.volumes).output();
         }

@@ -44,8 +44,19 @@ impl Play {
         run(podman(&self.config()).args(words))
     }
 
-    /// Plays the pod template of a Job.
+    /// Plays the pod template of a Job. On a very busy machine podman 4.3 has been seen to report an init container's exit status
+    /// as 1 that was none of the binary's: that is tried again, and said.
     fn start(images: &Images, job: &Value) -> Self {
+        for _ in 0..2 {
+            match Self::attempt(images, job) {
+                Ok(play) => return play,
+                Err(why) => println!("again: {why}"),
+            }
+        }
+        Self::attempt(images, job).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn attempt(images: &Images, job: &Value) -> Result<Self, String> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         configuration(root.path());
@@ -55,6 +66,8 @@ impl Play {
         let mut pod =
             json!({"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]});
         pod["metadata"]["name"] = json!(play.name);
+        // Kept after it ended, so that what it said can be shown.
+        pod["metadata"]["annotations"] = json!({"io.podman.annotations.init.container.type": "always"});
         pod["metadata"]["labels"]["job-name"] = job["metadata"]["name"].clone();
         for container in ["/spec/initContainers/0", "/spec/containers/0"] {
             let container = pod.pointer_mut(container).unwrap();
@@ -75,8 +88,12 @@ impl Play {
         pod["spec"]["containers"][0]["volumeMounts"].as_array_mut().unwrap().push(mount);
         let file = play.root.path().join("pod.json");
         std::fs::write(&file, pod.to_string()).unwrap();
-        run(podman(&play.config()).args(["kube", "play", "--network", "none"]).arg(&file));
-        play
+        let out = podman(&play.config()).args(["kube", "play", "--network", "none"]).arg(&file).output().unwrap();
+        if out.status.success() {
+            return Ok(play);
+        }
+        let init = podman(&play.config()).args(["logs", &format!("{}-gracekeeper", play.name)]).output().unwrap();
+        Err(format!("{}; its log: {}", String::from_utf8_lossy(&out.stderr), String::from_utf8_lossy(&init.stderr)))
     }
 
     fn first(&self) -> String {
