@@ -142,3 +142,27 @@ fn an_operator_inside_the_container_can_stop_it() {
     docker(&["rm", "-f", &id]);
     assert_eq!(code.trim(), "143", "{logs}");
 }
+
+#[test]
+fn under_a_fifth_of_a_cpu_and_128_mib_an_overlay_and_a_tmpfs_are_emptied() {
+    let Some(image) = image() else { return };
+    // The root is docker's overlay, and writable here; /dev/shm is a tmpfs of docker's.
+    let words = RESTRICTED.iter().filter(|w| **w != "--read-only");
+    let script = "for d in /tmp /dev/shm; do mkdir -p $d/t/a/b; i=0; \
+        while [ $i -lt 1000 ]; do echo secret > $d/t/$i; i=$((i+1)); done; chmod 000 $d/t/a/b; done";
+    let out = Command::new("docker")
+        .args(["run", "--rm"])
+        .args(words)
+        .args([image, "--audit-file", "/nowhere/to-stderr", "--scrub-budget", "30s", "--", "sh", "-c", script])
+        .output()
+        .unwrap();
+    let stderr = text(&out.stderr);
+    let seal = records(&stderr).pop().unwrap_or_else(|| panic!("{stderr}"));
+    assert_eq!((seal["status"].as_str(), seal["cleanup_status"].as_str()), (Some("ok"), Some("complete")), "{stderr}");
+    let removed = |path: &str| {
+        let paths = seal["cleanup"]["paths"].as_array().unwrap();
+        paths.iter().find(|p| p["path"] == path).unwrap()["entries_removed"].as_u64().unwrap()
+    };
+    assert_eq!((removed("/tmp"), removed("/dev/shm")), (1003, 1003), "{seal:#}");
+    println!("{}", seal["cleanup"]);
+}
