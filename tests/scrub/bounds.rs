@@ -5,22 +5,24 @@ use super::trees::make;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Runs the binary and returns the most memory it ever had, in KiB.
-// Waited for by wait4(2).
-#[allow(clippy::zombie_processes)]
+/// Runs the binary and returns the most memory it ever had, in KiB: VmHWM of proc_pid_status(5), looked at until it ends. Not
+/// ru_maxrss, in which the kernel counts what this process had when it forked.
 fn peak_of(tree: &Path) -> i64 {
     let mut command = Command::new(super::support::BINARY);
     command.args(["--scrub-budget", "50s", "--scrub"]).arg(tree).args(["--", "true"]);
     command.env("TMPDIR", tree.parent().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().unwrap();
-    let (mut status, pid) = (0, i32::try_from(child.id()).unwrap());
-    // SAFETY: all zeros is a valid rusage.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are to live locals; the child is ours and nobody else waits for it.
-    assert_eq!(unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) }, pid);
-    assert_eq!(status, 0);
+    let mut child = command.spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let (mut peak, mut looks) = (0, 0);
+    while child.try_wait().unwrap().is_none() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let now = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        peak = peak.max(now.unwrap_or(0));
+        looks += 1;
+    }
+    assert!(child.wait().unwrap().success() && looks > 1 && peak > 0);
     assert_eq!(std::fs::read_dir(tree).unwrap().count(), 0);
-    usage.ru_maxrss
+    peak
 }
 
 #[test]
@@ -69,7 +71,11 @@ fn the_budget_is_kept_and_the_counts_are_true() {
                 let (run, path) = scrub(&tree, &[], &["--scrub-budget", "5ms"]);
                 let used = run.seal()["cleanup"]["used_ms"].as_u64().unwrap();
                 if path["status"] == "partial" {
-                    assert_eq!(path["entries_removed"].as_u64().unwrap() + count(&tree), entries, "{shape}: {path}");
+                    // A worker that was not back when the record was written had at most one call in hand.
+                    let late = path["why"].as_str().is_some_and(|why| why.contains("did not come back"));
+                    let gone = entries - count(&tree);
+                    let short = gone.checked_sub(path["entries_removed"].as_u64().unwrap()).unwrap();
+                    assert!(short <= if late { 4 } else { 0 }, "{shape}: {gone} are gone: {path}");
                     best = best.min(used);
                 }
                 // Not left to the temporary directory, whose own removal recurses.
