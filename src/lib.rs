@@ -83,6 +83,9 @@ fn start_log(settings: &Settings) {
 
 /// Everything before the loop; `?` is allowed up to the fork.
 fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
+    if let Some(key) = settings.audit_key.as_ref().filter(|_| !switches::without("own_environment")) {
+        kernel::environment::forget(&key.0);
+    }
     let policy = settings.policy.as_deref().map(read_policy).transpose()?;
     let pid1 = nix::unistd::getpid().as_raw() == 1;
     let mut protected: Vec<PathBuf> = std::env::current_exe().into_iter().collect();

@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod counters;
 pub mod cpu;
+pub mod environment;
 pub mod files;
 pub mod flush;
 pub mod ipc;

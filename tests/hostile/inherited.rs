@@ -14,6 +14,17 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             let seen = std::env::vars_os().any(|(name, _)| args.iter().any(|wanted| name == **wanted));
             if seen { Ok(()) } else { Err(libc::ENOENT) }
         }
+        // environment-of-parent WORD: whether it is anywhere in there.
+        "environment-of-parent" => {
+            let word = args.first()?.as_bytes();
+            // SAFETY: getppid(2) takes nothing.
+            let path = format!("/proc/{}/environ", unsafe { libc::getppid() });
+            match super::io(std::fs::read(path)) {
+                Ok(text) if text.windows(word.len()).any(|w| w == word) => Ok(()),
+                Ok(_) => Err(libc::ENOENT),
+                Err(errno) => Err(errno),
+            }
+        }
         // setuid FILE: a copy of this program with the set-user-ID bit, which says whom it became.
         "setuid" => match std::process::Command::new(args.first()?).arg("who").status() {
             Ok(status) if status.code() == Some(10) => Ok(()),

@@ -45,6 +45,32 @@ fn variables() {
     }
 }
 
+/// CAP_SYS_ADMIN reads the environment of any process on a new kernel, hidden or not: the key is in none.
+#[test]
+fn the_key_is_not_left_in_the_supervisors_environment() {
+    if !able() {
+        return;
+    }
+    for place in [Pid1, Below] {
+        let run = |guard, root| {
+            let mut stage = Stage::new(place).options(&["--audit-key-env", "KEY"]);
+            stage.root = root;
+            stage.env = vec![("KEY", "a-long-secret-key")];
+            stage.run(guard, &["environment-of-parent", "=a-long-secret-key"])
+        };
+        for root in [true, false] {
+            assert!(it_says(&run(Guard::Plain, root)), "control");
+            let off = "own_environment,landlock,signal_scope,supervisor_not_dumpable";
+            assert!(it_says(&run(Guard::Without(off), root)), "control");
+            // And wiped it is also where nothing hides it.
+            let wiped = run(Guard::Without("landlock,signal_scope,supervisor_not_dumpable"), root);
+            assert!(!it_says(&wiped) && wiped.says("refused 2"), "{wiped:#?}");
+            let full = run(Guard::Full, root);
+            assert!(!it_says(&full) && full.held("audit_mac"), "{full:#?}");
+        }
+    }
+}
+
 /// A program with the set-user-ID bit makes nobody root. The kernel needs no_new_privs for the two others, so it cannot be
 /// switched off alone.
 #[test]

@@ -241,12 +241,13 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 12] = [
+    const NOT: [&str; 13] = [
         "origin",
         "flood",
         "foreground",
         "job_control",
         "own_mode",
+        "own_environment",
         "own_file",
         "message",
         "subreaper",

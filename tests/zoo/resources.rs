@@ -120,6 +120,22 @@ fn memory_after_lowering_the_score() {
     assert_eq!(records(&stderr).pop().unwrap()["enforcement"]["oom_score_adj"], "enforced", "{stderr}");
 }
 
+/// UID 0 owns what belongs to a process that is not dumpable: with `guard` it can make PID 1 the OOM killer's choice. Its memory
+/// and descriptors stay out of reach all the same.
+#[test]
+fn uid_0_and_the_supervisors_score() {
+    let Some(image) = Image::new() else { return };
+    let flags = ["--memory=128m", "--pids-limit=50", "--user=0:0"];
+    let run = |flags: &[&str], guard, attack| image.run(flags, guard, &[attack]).0;
+    assert_eq!(run(&flags, Guard::Full, "proc-oom"), Some(10), "if this fails, SECURITY.md has to be changed");
+    let confined = [&flags[..], &["--env=WORKLOAD_FILESYSTEM=confined"]].concat();
+    assert_eq!(run(&confined, Guard::Full, "proc-oom"), Some(11));
+    for attack in ["proc-mem", "proc-environ", "ptrace", "prlimit-fsize", "nice-process", "kill-term"] {
+        assert_eq!(run(&flags, Guard::Plain, attack), Some(10), "control: {attack}");
+        assert_eq!(run(&flags, Guard::Full, attack), Some(11), "{attack}");
+    }
+}
+
 /// Nothing after the spawn needs a process: there is no protection to switch off, so the control is the plain parent's.
 #[test]
 fn processes() {

@@ -77,7 +77,10 @@ pub fn outlasts(stage: Stage, attack: &[&str], time: Duration) -> bool {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    child.kill().unwrap();
+    // unshare's --kill-child is lost where the child gives its privileges away (prctl(2), PR_SET_PDEATHSIG): its PID 1 first.
+    let unshare = i32::try_from(child.id()).unwrap();
+    let first = child_of(unshare).and_then(|pid| Pinned::new(pid, |_| child_of(unshare) == Some(pid)));
+    assert!(first.unwrap().signal(libc::SIGKILL));
     child.wait().unwrap();
     true
 }

@@ -77,6 +77,37 @@ fn its_priority_and_scheduling() {
     }
 }
 
+/// UID 0 with every capability: what a capability overrides is not what stops these.
+#[test]
+fn a_holder_of_every_capability() {
+    if !able() {
+        return;
+    }
+    for place in [Pid1, Below] {
+        for attack in [
+            "ptrace",
+            "vm-write",
+            "pidfd-getfd",
+            "proc-mem",
+            "prlimit-fsize",
+            "nice-process",
+            "scheduler",
+            "affinity",
+            "kill-term",
+            "sigqueue",
+        ] {
+            let run = |guard| {
+                let mut stage = Stage::new(place);
+                stage.root = true;
+                stage.run(guard, &[attack])
+            };
+            assert!(it_says(&run(Guard::Plain)), "control: {attack}");
+            let full = run(Guard::Full);
+            assert!(!it_says(&full) && full.verified() == Some(0), "{attack}: {full:#?}");
+        }
+    }
+}
+
 #[test]
 fn calls_that_a_filter_does_not_see() {
     if !able() {
