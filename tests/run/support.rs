@@ -80,16 +80,17 @@ pub fn gracekeeper() -> Command {
     command
 }
 
-/// Runs to the end; a run that takes longer than a minute is killed and fails.
+/// Runs to the end; a run that takes longer than three minutes is killed and fails. Far more than any needs: on a machine with
+/// a hundred runnable processes everything takes a hundred times as long, and that is nobody's fault.
 pub fn finish(child: Child, began: Instant) -> Ran {
     let pid = child.id();
     let (done, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || done.send(child.wait_with_output()));
-    let output = match wait.recv_timeout(Duration::from_secs(60)) {
+    let output = match wait.recv_timeout(Duration::from_secs(180)) {
         Ok(output) => output.unwrap(),
         Err(_) => {
             signal(pid, "KILL");
-            panic!("gracekeeper (pid {pid}) did not end within a minute, or something holds its pipes");
+            panic!("gracekeeper (pid {pid}) did not end within three minutes, or something holds its pipes");
         }
     };
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -119,11 +120,11 @@ pub fn signal(pid: u32, name: &str) {
     Command::new("sh").args(["-c", &format!("kill -{name} {pid} 2>/dev/null || true")]).status().unwrap();
 }
 
-/// Polls until `condition` holds; fails after 20 s.
+/// Polls until `condition` holds; fails after a minute.
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
