@@ -65,6 +65,8 @@ pub fn run(words: &[String]) {
                 std::process::exit(0);
             }
         }
+        // meddle FILE MARK
+        "meddle" => senders::meddle(word(1), word(2)),
         "sleep" => wait_for_term(),
         // scan NETWORK wide: on SIGTERM calls thirty neighbours at once and waits for all of them.
         "scan" if word(2) == "wide" => {

@@ -221,3 +221,23 @@ pub fn call(network: &str, neighbours: u8) {
         }
     }
 }
+
+/// Writes to a file and forks, for ever; what is born says so by the time of `mark`, which takes neither a descriptor nor a byte.
+pub fn meddle(file: &str, mark: &str) -> ! {
+    let mut open = std::fs::File::options().append(true).create(true).open(file).unwrap();
+    std::fs::write(mark, "").unwrap();
+    let mark = std::ffi::CString::new(mark).unwrap();
+    loop {
+        let _ = open.write_all(b"m");
+        if fork() {
+            // SAFETY: the path ends in NUL; a null pointer means now (utimensat(2)); _exit(2) runs nothing.
+            unsafe {
+                libc::utimensat(libc::AT_FDCWD, mark.as_ptr(), std::ptr::null(), 0);
+                libc::_exit(0);
+            }
+        }
+        // SAFETY: waitpid(2) may be given no place for the status.
+        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
+        std::thread::sleep(PAUSE);
+    }
+}

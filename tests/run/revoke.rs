@@ -280,6 +280,45 @@ fn who_is_revived_by_a_sibling_takes_everything_down_with_it() {
     assert!(ran.overrun < 0.3, "{} s after the rung: {}", ran.overrun, ran.revoke);
 }
 
+/// The rung's time, or the kill's where there was none, and the last change of each of two files, in seconds.
+fn meddle(soft: &str) -> Option<(serde_json::Value, f64, [f64; 2])> {
+    use std::os::unix::fs::PermissionsExt;
+    let image = image()?;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let out = std::process::Command::new("docker")
+        .args(["run", "--rm", "--read-only", "--pids-limit=200", "--network=none"])
+        .args(UNPRIVILEGED)
+        .arg(format!("--volume={}:/hostile:ro", hostile().display()))
+        .arg(format!("--volume={}:/out", dir.path().display()))
+        .args([image, "--timeout", "1500ms", "--soft", soft, "--hard", "1400ms", "--adaptive", "no"])
+        .args(["--monitoring", "off", "--", "/hostile", "meddle", "/out/file", "/out/mark"])
+        .output()
+        .unwrap();
+    let stderr = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(124), "{stderr}");
+    let records = records(&stderr);
+    let of = |rung: &str| records.iter().find(|r| r["event"] == "escalated" && r["rung"] == rung).cloned();
+    let rung = of("revoke").or(of("kill")).unwrap();
+    let changed = ["file", "mark"].map(|name| {
+        let time = std::fs::metadata(dir.path().join(name)).unwrap().modified().unwrap();
+        time.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
+    });
+    assert!(std::fs::metadata(dir.path().join("file")).unwrap().len() > 20, "it was at work");
+    let at = time_of(rung["time"].as_str().unwrap());
+    Some((rung, at, changed))
+}
+
+#[test]
+fn nothing_is_written_and_nobody_is_born_after_the_rung() {
+    let Some((rung, at, changed)) = meddle("10s") else { return };
+    assert_eq!(rung["rung"], "kill", "the control has no rung: {rung}");
+    assert!(changed.iter().all(|last| last - at > -0.3), "the control: it was at it to the end: {changed:?}, {at}");
+    let (rung, at, changed) = meddle("400ms").unwrap();
+    assert_eq!((&rung["rung"], &rung["files"]), (&"revoke".into(), &"enforced".into()), "{rung}");
+    assert!(changed.iter().all(|last| last - at < 0.005), "changed after the rung: {changed:?}, {at}: {rung}");
+}
+
 #[test]
 fn who_cannot_be_cut_off_stays_stopped() {
     let (_file, neither) = profile("\"pidfd_getfd\",\"ptrace\"");
