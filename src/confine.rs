@@ -3,13 +3,19 @@
 //! Everything is made and judged in `prepare`. Invariant: `apply` runs between fork and exec, so it allocates nothing
 //! and never stops half-way: a step that the kernel refuses is reported, and the next one is taken.
 
+mod report;
+
+pub use report::{Report, outcomes};
+
 use crate::kernel::cpu::{self, Share};
+use crate::kernel::files;
 use crate::kernel::landlock::{self, Domain};
 use crate::kernel::limits;
-use crate::kernel::outcome::{Cause, Outcome};
+use crate::kernel::outcome::{Cause, OFF, Outcome};
 use crate::kernel::seccomp::{self, Filter};
 use crate::kernel::spawn::{Prepare, REPORT};
 use crate::settings::{Filesystem, Network, Settings};
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use std::ffi::CString;
@@ -145,11 +151,11 @@ pub struct Confinement {
 const SYS_ADMIN: u32 = 21;
 const SYS_RESOURCE: u32 = 24;
 
-fn capability(number: u32) -> bool {
-    let status = std::fs::read("/proc/self/status").unwrap_or_default();
-    let status = String::from_utf8_lossy(&status);
+/// The effective capabilities of this process (capabilities(7)), as the bits of `/proc/self/status`.
+fn capabilities() -> u64 {
+    let status = files::text(Path::new("/proc/self/status")).unwrap_or_default();
     let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|set| (set >> number) & 1 == 1)
+    set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
 impl Confinement {
@@ -157,18 +163,21 @@ impl Confinement {
     #[must_use]
     pub fn prepare(ctx: &Context<'_>) -> Self {
         let settings = ctx.settings;
+        let capabilities = capabilities();
+        let capable = |number: u32| (capabilities >> number) & 1 == 1;
         let confined = settings.filesystem == Filesystem::Confined;
         let start = settings.workdir.clone().or_else(|| std::env::current_dir().ok());
         let home = settings.workload_env.iter().find(|(name, _)| name == "HOME").map(|(_, home)| PathBuf::from(home));
         let mut writable = settings.writable.clone();
-        writable.extend(start.clone());
+        // The root is a container's default and nobody's place to work: with it everything would be writable.
+        writable.extend(start.iter().filter_map(|dir| dir.canonicalize().ok()).filter(|dir| dir.parent().is_some()));
         let homes: Vec<PathBuf> = start.into_iter().chain(home).collect();
         let domain = Domain::build(&landlock::Wanted {
             audit_dir: ctx.audit_path.and_then(Path::parent),
             binary: ctx.binary,
             confined: confined.then_some(writable.as_slice()),
             homes: &homes,
-            mounts: capability(SYS_ADMIN),
+            mounts: capable(SYS_ADMIN),
         });
         let share = Share::read();
         let network_deny = settings.network == Network::Deny;
@@ -190,7 +199,7 @@ impl Confinement {
                 (libc::RLIMIT_FSIZE, settings.fsize),
             ],
             // With CAP_SYS_RESOURCE the value becomes the floor too (proc_pid_oom_score_adj(5)).
-            oom_sticks: capability(SYS_RESOURCE) || (confined && domain.files.word() != "unavailable"),
+            oom_sticks: capable(SYS_RESOURCE) || (confined && domain.files.word() != "unavailable"),
             share,
             // A relative one is left to `spawn`: taken twice it would name another directory.
             workdir: settings
@@ -232,6 +241,10 @@ impl Confinement {
     }
 
     fn take(&self, step: Step, keep: &[RawFd], report: &Report) -> Option<Outcome> {
+        // The two of the domain are switched off where it is built.
+        if !matches!(step, Step::Landlock | Step::SignalScope) && without(step.name()) {
+            return Some(Outcome::Unavailable(Cause::because(OFF)));
+        }
         let result = match step {
             Step::ProcessGroup if self.terminal => {
                 let group = nix::unistd::getpid();
@@ -311,117 +324,10 @@ const LOWERED: &str = "the workload may lower it again";
 const NO_QUOTA: &str = "no CPU quota";
 const TIGHT: &str = "the quota spares no CPU: priority lowered";
 
-/// Every reason that can cross the pipe: a number there, these words here.
-const REASONS: [&str; 28] = [
-    "unknown reason",
-    LOWERED,
-    NO_QUOTA,
-    TIGHT,
-    "setsid",
-    "sigaction",
-    "close_range",
-    "setrlimit RLIMIT_CORE",
-    "setrlimit",
-    "write /proc/self/oom_score_adj",
-    "prctl PR_SET_PDEATHSIG",
-    "prctl PR_SET_NO_NEW_PRIVS",
-    "sched_setaffinity",
-    "setpriority",
-    "chdir",
-    "landlock_restrict_self",
-    "prctl PR_SET_SECCOMP",
-    "landlock_create_ruleset",
-    "Landlock ABI below 6",
-    "the Landlock ruleset was refused",
-    "Landlock ABI below 3 does not refuse truncation",
-    "too many entries beside the audit directory",
-    "the audit file is in a writable directory",
-    "the supervisor's file stays writable to this UID",
-    "nothing on disk to protect",
-    "file rules would forbid mounting to CAP_SYS_ADMIN",
-    "Landlock ABI 1 would forbid renames across directories",
-    "the audit file is where programs create files",
-];
-
-const SLOT: usize = 6;
-
-/// What became of the steps, as bytes for the pipe: for each step its state, an errno and the reason's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Report {
-    bytes: [u8; Step::ALL.len() * SLOT],
-}
-
-impl Default for Report {
-    fn default() -> Self {
-        Self { bytes: [0; Step::ALL.len() * SLOT] }
-    }
-}
-
-impl Report {
-    /// Its bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// From the first bytes of `bytes`; a short read leaves the last steps out.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut report = Self::default();
-        report.bytes.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-        report
-    }
-
-    /// The outcomes of the steps taken, in order.
-    #[must_use]
-    pub fn outcomes(&self) -> Vec<(&'static str, Outcome)> {
-        Step::ALL.into_iter().filter_map(|step| Some((step.name(), self.get(step)?))).collect()
-    }
-
-    fn put(&mut self, step: Step, outcome: Outcome) {
-        let state = match outcome {
-            Outcome::Enforced => 1,
-            Outcome::Degraded(_) => 2,
-            Outcome::Unavailable(_) => 3,
-        };
-        let cause = outcome.cause();
-        let [a, b, c, d] = cause.and_then(|c| c.errno).map_or(0, |e| e as i32).to_ne_bytes();
-        let what = cause.and_then(|c| REASONS.iter().position(|r| *r == c.what)).unwrap_or(0);
-        let what = u8::try_from(what).unwrap_or(0);
-        if let Some(slot) = self.bytes.chunks_exact_mut(SLOT).nth(step as usize) {
-            slot.copy_from_slice(&[state, a, b, c, d, what]);
-        }
-    }
-
-    fn get(&self, step: Step) -> Option<Outcome> {
-        let &[state, a, b, c, d, what] = self.bytes.chunks_exact(SLOT).nth(step as usize)? else { return None };
-        let errno = i32::from_ne_bytes([a, b, c, d]);
-        let errno = (errno != 0).then(|| Errno::from_raw(errno));
-        let what = REASONS.get(usize::from(what)).copied().unwrap_or("unknown reason");
-        match state {
-            1 => Some(Outcome::Enforced),
-            2 => Some(Outcome::Degraded(Cause { errno, what })),
-            3 => Some(Outcome::Unavailable(Cause { errno, what })),
-            _ => None,
-        }
-    }
-
-    /// The errno with which the step's call was refused in the child.
-    fn errno(&self, step: Step) -> Option<Errno> {
-        self.get(step)?.cause().filter(|cause| cause.what == step.call())?.errno
-    }
-}
-
 impl Prepare for Confinement {
     fn apply(&self, keep: &[RawFd], report: &mut [u8; REPORT]) {
         let mut own = Report::default();
         Self::apply(self, keep, &mut own);
         report.iter_mut().zip(own.as_bytes()).for_each(|(to, from)| *to = *from);
     }
-}
-
-/// The steps' outcomes from the child's report; steps that do not apply here are left out.
-#[must_use]
-pub fn outcomes(report: &[u8]) -> Vec<(&'static str, Outcome)> {
-    Report::from_bytes(report).outcomes()
 }

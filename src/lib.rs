@@ -11,6 +11,8 @@
 
 pub mod audit;
 pub mod confine;
+#[cfg(test)]
+mod corpus;
 pub mod kernel;
 pub mod machine;
 pub mod policy;
@@ -20,13 +22,14 @@ pub mod scrub;
 pub mod seal;
 pub mod settings;
 pub mod supervise;
+pub mod switches;
 pub mod verbs;
 pub mod watch;
 
 use audit::log::{Config, DEFAULT_FILE, Log};
 use audit::record::Body;
 use kernel::kill::Everything;
-use kernel::outcome::Outcome;
+use kernel::outcome::{Cause, OFF, Outcome};
 use kernel::{clock, limits, signals, spawn};
 use machine::plan::Limits;
 use machine::status::LaunchFailure;
@@ -56,6 +59,14 @@ pub fn run(settings: Settings) -> u8 {
     }
 }
 
+/// No ptrace and no /proc/PID/mem of ours for the workload, which has our UID (prctl(2)).
+fn hide() -> Outcome {
+    if switches::without("supervisor_not_dumpable") {
+        return Outcome::Unavailable(Cause::because(OFF));
+    }
+    Outcome::of("prctl PR_SET_DUMPABLE", nix::sys::prctl::set_dumpable(false))
+}
+
 /// One line on stderr; a closed stderr is nobody's failure.
 pub fn complain(line: &str) {
     use std::io::Write;
@@ -72,6 +83,9 @@ fn start_log(settings: &Settings) {
 
 /// Everything before the loop; `?` is allowed up to the fork.
 fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
+    if let Some(key) = settings.audit_key.as_ref().filter(|_| !switches::without("own_environment")) {
+        kernel::environment::forget(&key.0);
+    }
     let policy = settings.policy.as_deref().map(read_policy).transpose()?;
     let pid1 = nix::unistd::getpid().as_raw() == 1;
     let mut protected: Vec<PathBuf> = std::env::current_exe().into_iter().collect();
@@ -96,8 +110,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         required: settings.audit_required,
     })
     .map_err(|e| format!("audit required but not available: {e}"))?;
-    // No ptrace and no /proc/PID/mem for the workload, which has our UID (prctl(2)).
-    let dumpable = Outcome::of("prctl PR_SET_DUMPABLE", nix::sys::prctl::set_dumpable(false));
+    let dumpable = hide();
 
     let private = if pid1 { None } else { Some(private_tmp(&mut settings)) };
     let (private, private_error) = match private {
@@ -182,6 +195,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         next_activity: None,
         refreeze: Instant::default(),
         spoofed_window: (Instant::default(), 0),
+        more_to_reap: false,
     };
     let output = supervisor.relay.as_ref().and_then(Relay::writers);
     let spawned = command.and_then(|c| {
@@ -286,7 +300,7 @@ fn hook_panics(shared: Arc<Shared>, pid1: bool) {
             }
         }
         if let Ok(mut log) = shared.log.try_lock() {
-            log.seal(seal::of_a_panic(&info.to_string()));
+            log.seal(seal::of_a_panic(&info.to_string()), None);
         }
         std::process::exit(125);
     }));

@@ -299,4 +299,24 @@ mod tests {
             prop_assert_eq!(judged, Err(Refusal::Denied(at + 1, prefix)));
         }
     }
+
+    #[test]
+    fn the_corpus() {
+        for (name, bytes) in crate::corpus::files("policy") {
+            assert_eq!(Policy::parse(&bytes).is_ok(), name.starts_with("ok-"), "{name}: {:?}", Policy::parse(&bytes));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_mutation_of_the_corpus_panics_or_allows_what_it_does_not_name(bytes in crate::corpus::mutated("policy")) {
+            match Policy::parse(&bytes) {
+                Ok(policy) => {
+                    let nowhere = policy.judge(Path::new("/nowhere/at/all"), &[], &|path| Some(path.to_owned()));
+                    prop_assert_eq!(nowhere, Err(Refusal::NotListed));
+                }
+                Err(why) => prop_assert!(!why.is_empty() && why.len() < 2000 && !why.chars().any(char::is_control)),
+            }
+        }
+    }
 }

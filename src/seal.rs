@@ -121,6 +121,13 @@ impl Facts {
         self.enforcement.insert(name, outcome);
     }
 
+    /// Whether the kernel refuses the workload's signals to us.
+    #[must_use]
+    pub fn signals_are_refused(&self) -> bool {
+        let held = |name| self.enforcement.get(name) == Some(&Outcome::Enforced);
+        held("seccomp_filter") || held("signal_scope")
+    }
+
     /// A process was reaped.
     pub fn reaped(&mut self, max_rss: u64) {
         self.max_rss = self.max_rss.max(max_rss);

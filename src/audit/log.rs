@@ -8,13 +8,14 @@ use super::record::{Body, EvaluationTerminated};
 use super::sinks::{AuditSink, MESSAGE_LIMIT, MessageSink, RESERVE, StderrSink, Written};
 use super::time::rfc3339;
 use crate::kernel::{Cause, Outcome, random};
+use crate::machine::types::Instant;
 use crate::settings::{AuditFile, AuditKey, AuditLevel};
 use nix::errno::Errno;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, TryLockError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Where PID 1 writes unless told otherwise.
 pub const DEFAULT_FILE: &str = "/var/log/security-audit.json";
@@ -37,6 +38,9 @@ pub struct Config {
     /// No run without a durable sink.
     pub required: bool,
 }
+
+/// What the termination message gets where the audit file's disk used up the time: it may lie on another one.
+const MESSAGE_PATIENCE: Duration = Duration::from_millis(20);
 
 /// No sink that `--audit-required` accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,7 +167,7 @@ impl Log {
     /// Records one event, where the level wants it. Does nothing once sealed.
     pub fn write(&mut self, body: &Body) {
         let (level, durable) = match body {
-            Body::EvaluationTerminated(seal) => return self.seal((**seal).clone()),
+            Body::EvaluationTerminated(seal) => return self.seal((**seal).clone(), None),
             Body::EvaluationStarted(_) => (AuditLevel::Basic, true),
             Body::TerminationRequested(_) => (AuditLevel::Standard, true),
             Body::Escalated(_) | Body::Detection(_) | Body::SpoofedSignal(_) => (AuditLevel::Standard, false),
@@ -183,7 +187,10 @@ impl Log {
             match sink.append(&line, false) {
                 Written::Yes => {
                     self.file_chain.advance(&line);
-                    if let Some(Err(cause)) = durable.then(|| sink.sync()) {
+                    // Before the workload runs there is nothing to hurry for; later the ladder does not wait for a disk.
+                    let started = matches!(body, Body::EvaluationStarted(_));
+                    let synced = durable.then(|| if started { sink.sync() } else { sink.sync_beside() });
+                    if let Some(Err(cause)) = synced {
                         self.trouble(format!("audit file: {cause}"));
                     }
                     return;
@@ -212,8 +219,9 @@ impl Log {
     /// The final record, then the termination message. A second call does nothing.
     ///
     /// It goes to the audit file, also where an earlier write failed (a limit may have been lifted since), and to stderr
-    /// where there is no file, or the file does not take it, failed before, or is no longer what it was.
-    pub fn seal(&mut self, mut body: EvaluationTerminated) {
+    /// where there is no file, or the file does not take it, failed before, or is no longer what it was. `until` is when the
+    /// disk is no longer waited for.
+    pub fn seal(&mut self, mut body: EvaluationTerminated, until: Option<Instant>) {
         if self.sealed {
             return;
         }
@@ -238,11 +246,14 @@ impl Log {
                     Written::Yes => {
                         self.file_chain.advance(&line);
                         safe = self.file_cause.is_none() && sink.disturbed().is_none();
-                        if let Err(cause) = sink.sync() {
-                            safe = false;
-                            self.troubles.push(format!("audit file: {cause}"));
+                        match sink.sync_until(until) {
+                            Ok(()) => sink.release(),
+                            Err(cause) => {
+                                // Whoever does not answer an fsync is asked nothing more.
+                                safe = false;
+                                self.troubles.push(format!("audit file: {cause}"));
+                            }
                         }
-                        sink.release();
                         break;
                     }
                     Written::NoSpace => Cause::refused("write", Errno::ENOSPC),
@@ -264,7 +275,7 @@ impl Log {
             // The very line that was sealed, where it fits.
             let chain = if safe { &before.0 } else { &before.1 };
             if let Ok(line) = chain.render_seal(&body, &time, MESSAGE_LIMIT)
-                && let Err(cause) = message.replace(&line)
+                && let Err(cause) = message.replace(&line, until.map(|until| until.plus(MESSAGE_PATIENCE)))
             {
                 self.message_cause = Some(cause);
                 self.troubles.push(format!("termination log: {cause}"));
@@ -366,7 +377,7 @@ pub fn emergency(log: &Mutex<Log>, body: EvaluationTerminated) -> bool {
         Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         Err(TryLockError::WouldBlock) => return false,
     };
-    log.seal(body);
+    log.seal(body, None);
     true
 }
 

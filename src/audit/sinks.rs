@@ -5,16 +5,21 @@
 //! in its last component; a record that is not the seal never uses up the space reserved for the seal.
 
 use crate::kernel::Cause;
+use crate::kernel::clock;
+use crate::kernel::flush::Flush;
 use crate::kernel::nowait::write_now;
+use crate::kernel::outcome::OFF;
+use crate::machine::types::Instant;
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What is kept free on the disk for the seal; also the longest line that is written.
 pub const RESERVE: usize = 128 * 1024;
@@ -45,14 +50,15 @@ fn above_stdio(file: File) -> Result<File, Cause> {
 
 /// Opens a regular file with one name, and nothing else. O_NONBLOCK so that a FIFO answers at once (open(2)).
 fn open_regular(options: &mut OpenOptions, path: &Path) -> Result<File, Cause> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let follow = if without("own_file") { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+    let flags = follow | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = options.custom_flags(flags.bits()).open(path).map_err(refused("open"))?;
     let file = above_stdio(file)?;
     let meta = file.metadata().map_err(refused("fstat"))?;
     if !meta.is_file() {
         return Err(Cause::because("not a regular file"));
     }
-    if meta.nlink() != 1 {
+    if meta.nlink() != 1 && !without("own_file") {
         return Err(Cause::because("has more than one name"));
     }
     Ok(file)
@@ -82,8 +88,31 @@ pub struct AuditSink {
     unreserved: Option<Cause>,
     /// The file ends in a torn line: the next record begins with a newline.
     torn: bool,
+    /// The permissions it had when it was opened.
+    mode: u32,
     /// Somebody else changed the file.
     disturbed: Option<&'static str>,
+    /// The fsync of the trigger's record, which the ladder did not wait for.
+    flushing: Option<Flush>,
+}
+
+/// A disk that does not answer.
+pub const LATE: &str = "fsync did not come back in time";
+
+fn answered(answer: Option<Result<(), Errno>>) -> Result<(), Cause> {
+    match answer {
+        Some(answer) => answer.map_err(|errno| Cause::refused("fsync", errno)),
+        None => Err(Cause::because(LATE)),
+    }
+}
+
+/// `fsync(2)` here, or, with `until`, beside us and given up then.
+fn sync_until(file: &File, until: Option<Instant>) -> Result<(), Cause> {
+    let beside = until.and_then(|until| Some((Flush::start(file.as_fd())?, until)));
+    match beside {
+        Some((flush, until)) => answered(flush.wait(until)),
+        None => file.sync_all().map_err(refused("fsync")),
+    }
 }
 
 impl AuditSink {
@@ -97,10 +126,21 @@ impl AuditSink {
             std::fs::TryLockError::WouldBlock => Cause::because("another process has it locked"),
             std::fs::TryLockError::Error(error) => Cause::refused("flock", errno(&error)),
         })?;
-        let end = file.metadata().map_err(refused("fstat"))?.len();
+        let meta = file.metadata().map_err(refused("fstat"))?;
+        let (end, mode) = (meta.len(), meta.mode());
         let (last, torn) = last_line(&file, end).map_err(refused("read"))?;
         let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mut sink = Self { file, path: resolved, end, reserved: end, unreserved: None, torn, disturbed: None };
+        let mut sink = Self {
+            file,
+            path: resolved,
+            end,
+            reserved: end,
+            unreserved: None,
+            torn,
+            mode,
+            disturbed: None,
+            flushing: None,
+        };
         // Refused for want of room: the file is still there for whatever fits.
         if sink.reserve(0).is_err() {
             sink.unreserved = Some(Cause::refused("fallocate", Errno::ENOSPC));
@@ -140,9 +180,38 @@ impl AuditSink {
         self.file.sync_all().map_err(refused("fsync"))
     }
 
+    /// `fsync(2)`, which nobody waits for: the kill must not come late because a disk is slow. Where there is no thread for it
+    /// (pids limit, memory) it is done here.
+    ///
+    /// # Errors
+    /// What was refused, where it was done here.
+    pub fn sync_beside(&mut self) -> Result<(), Cause> {
+        self.flushing = Flush::start(self.file.as_fd());
+        if self.flushing.is_some() { Ok(()) } else { self.sync() }
+    }
+
+    /// `fsync(2)`, the last one. With `until` it is given up then.
+    ///
+    /// # Errors
+    /// What was refused, now or of the one before; `LATE` where the disk did not answer.
+    pub fn sync_until(&mut self, until: Option<Instant>) -> Result<(), Cause> {
+        let before = match (self.flushing.take(), until) {
+            (Some(flush), Some(until)) => answered(flush.wait(until)),
+            _ => Ok(()),
+        };
+        if before == Err(Cause::because(LATE)) {
+            return before;
+        }
+        before.and(sync_until(&self.file, until))
+    }
+
     /// Room for `length` bytes and the seal after them; FALLOC_FL_KEEP_SIZE leaves the file's length alone
     /// (fallocate(2)). A file system that cannot promise (EOPNOTSUPP) is remembered and not asked again.
     fn reserve(&mut self, length: u64) -> Result<(), ()> {
+        if without("audit_space_reserved") {
+            self.unreserved = Some(Cause::because(OFF));
+            return Ok(());
+        }
         let needed = self.end.saturating_add(length).saturating_add(u64::try_from(RESERVE).unwrap_or(0));
         if needed <= self.reserved {
             return Ok(());
@@ -188,6 +257,13 @@ impl AuditSink {
         };
         if what.is_some() {
             self.disturbed = what;
+        }
+        if path_too && meta.mode() != self.mode && !without("own_mode") {
+            // Its owner may, whom Landlock does not keep from it: the next run has to be able to open it.
+            let mode = std::fs::Permissions::from_mode(self.mode & 0o7777);
+            if self.file.set_permissions(mode).is_err() {
+                self.disturbed = self.disturbed.or(Some("the audit file's mode was changed"));
+            }
         }
         if meta.len() != self.end {
             // A strange part of a line must not swallow ours. What was reserved beyond a cut is gone.
@@ -308,14 +384,17 @@ impl MessageSink {
         self.file.as_raw_fd()
     }
 
-    /// Replaces whatever is in it.
+    /// Replaces whatever is in it; with `until` its fsync is given up then.
     ///
     /// # Errors
     /// What was refused.
-    pub fn replace(&self, message: &str) -> Result<(), Cause> {
+    pub fn replace(&self, message: &str, until: Option<Instant>) -> Result<(), Cause> {
+        if without("message") {
+            return Err(Cause::because(OFF));
+        }
         self.file.set_len(0).map_err(refused("ftruncate"))?;
         self.file.write_all_at(message.as_bytes(), 0).map_err(refused("pwrite"))?;
-        self.sync()
+        sync_until(&self.file, until)
     }
 }
 
@@ -378,10 +457,10 @@ impl StderrSink {
         bytes.extend_from_slice(line.as_bytes());
         bytes.push(b'\n');
         let patience = if self.stuck && !patient { Duration::ZERO } else { PATIENCE };
-        let deadline = Instant::now().checked_add(patience);
+        let deadline = clock::now().plus(patience);
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
-            let left = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = deadline.since(clock::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
             let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
             match poll(&mut polled, timeout) {

@@ -226,3 +226,23 @@ pub fn check(mut input: impl BufRead, key: Option<&AuditKey>) -> io::Result<Repo
     }
     Ok(reader.report)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_mutation_of_the_corpus_panics_and_none_is_sealed_anew(bytes in crate::corpus::mutated("verify")) {
+            let known = crate::corpus::files("verify");
+            let report = check(bytes.as_slice(), None).unwrap();
+            // Sealed is only what its own writer sealed: whole runs from the beginning of a file.
+            if report.state == State::Sealed {
+                prop_assert!(known.iter().any(|(_, file)| file.starts_with(&bytes)));
+            }
+            let with_key = check(bytes.as_slice(), Some(&AuditKey(b"another".to_vec()))).unwrap();
+            prop_assert_ne!(with_key.state, State::Sealed);
+        }
+    }
+}

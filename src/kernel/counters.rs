@@ -101,4 +101,23 @@ mod tests {
         assert_eq!(net(None, Some(9)).since(&zero).network_attempts, None, "cannot be attributed");
         assert_eq!((a.since(&b).last_pid, b.since(&a).last_pid), (Some(4), None));
     }
+
+    #[test]
+    fn the_corpora_do_not_panic() {
+        use proptest::prelude::*;
+        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        for (name, bytes) in crate::corpus::files("net-dev") {
+            let wanted = match name.as_str() {
+                "real" | "empty" | "huge" => true,
+                "no-colon" => sent(&lossy(&bytes)).is_some(),
+                _ => continue,
+            };
+            assert_eq!(sent(&lossy(&bytes)).is_some(), wanted, "{name}");
+        }
+        proptest!(|(dev in crate::corpus::mutated("net-dev"), tables in crate::corpus::mutated("snmp"),
+                    six in crate::corpus::mutated("snmp6"))| {
+            let read = Counters { last_pid: None, bytes_sent: sent(&lossy(&dev)), network_attempts: snmp(&lossy(&tables)) };
+            let _ = (read.since(&Counters::default()), snmp6(&lossy(&six)));
+        });
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! Everything is read before the fork. Invariant: without a quota nothing is changed.
 
+use super::files;
 use nix::errno::Errno;
 use std::path::{Path, PathBuf};
 
@@ -88,8 +89,7 @@ pub fn available() -> u64 {
 
 /// The tightest quota along the visible path, in thousandths of a CPU (cgroups(7)).
 fn quota() -> Option<u64> {
-    let own = std::fs::read("/proc/self/cgroup").ok()?;
-    let own = String::from_utf8_lossy(&own);
+    let own = files::text(Path::new("/proc/self/cgroup"))?;
     tightest(&own, Path::new("/sys/fs/cgroup"))
 }
 
@@ -117,7 +117,7 @@ fn tightest(own: &str, mount: &Path) -> Option<u64> {
 }
 
 fn limit_of(dir: &Path) -> Option<u64> {
-    let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
+    let read = |name: &str| files::text(&dir.join(name));
     let (quota, period) = match read("cpu.max") {
         Some(line) => {
             let mut words = line.split_whitespace().map(str::to_owned);
@@ -168,5 +168,18 @@ mod tests {
         std::fs::write(v1.join("cpu.cfs_quota_us"), "20000\n").unwrap();
         std::fs::write(v1.join("cpu.cfs_period_us"), "100000\n").unwrap();
         assert_eq!(tightest("3:cpu,cpuacct:/docker/x\n0::/a/b\n", dir.path()), Some(200));
+    }
+
+    #[test]
+    fn no_cgroup_file_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("cpu.max"), "20000 100000\n").unwrap();
+        proptest::proptest!(|(own in crate::corpus::mutated("cgroup"), max in crate::corpus::mutated("memory-stat"))| {
+            std::fs::write(dir.path().join("cpu.max"), max).unwrap();
+            let _ = tightest(&String::from_utf8_lossy(&own), dir.path());
+        });
+        // A period of nothing divides nothing.
+        std::fs::write(dir.path().join("cpu.max"), "20000 0\n").unwrap();
+        assert_eq!(tightest("0::/\n", dir.path()), None);
     }
 }

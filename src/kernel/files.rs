@@ -1,5 +1,6 @@
 //! Descriptor-relative file calls for the scrub: nothing here follows a symlink or crosses a mount.
 
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
@@ -12,6 +13,17 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::
 
 const BELOW: ResolveFlag =
     ResolveFlag::RESOLVE_NO_XDEV.union(ResolveFlag::RESOLVE_NO_SYMLINKS).union(ResolveFlag::RESOLVE_BENEATH);
+
+/// A small file of /proc or /sys as text, at most `MOST` bytes of it: one open, one read, one close (`std::fs::read` asks for a
+/// size that these files do not have, and then reads them in eight pieces). Invalid UTF-8 is replaced.
+#[must_use]
+pub fn text(path: &Path) -> Option<String> {
+    const MOST: usize = 8192;
+    let fd = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let mut bytes = [0u8; MOST];
+    let n = nix::unistd::read(&fd, &mut bytes).ok()?;
+    Some(String::from_utf8_lossy(bytes.get(..n)?).into_owned())
+}
 
 /// Opens a directory by an absolute path none of whose parts may be a symlink (openat2(2), Linux 5.6; where it is
 /// missing only the last part is checked).
@@ -32,6 +44,9 @@ pub fn open_path(path: &Path) -> Result<OwnedFd, Errno> {
 /// `EXDEV` for a mount point, `ELOOP` or `ENOTDIR` for what is no directory (any more), `EACCES` for one without the
 /// owner's permission.
 pub fn open_below(dir: BorrowedFd<'_>, name: &CStr, device: u64) -> Result<OwnedFd, Errno> {
+    if without("own_tree") {
+        return openat(dir, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    }
     let how = OpenHow::new().flags(DIRECTORY).resolve(BELOW);
     match openat2(dir, name, how) {
         // EPERM: an old seccomp profile that does not know the call (libseccomp before 2.5 answers so).
@@ -77,6 +92,12 @@ pub fn space_of(dir: BorrowedFd<'_>, name: &CStr) -> u64 {
         return 0;
     }
     u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
+}
+
+/// Whether `name` in `dir` leads to a directory, by whatever way: for the naive walker of the zoo's controls.
+#[must_use]
+pub fn leads_to_directory(dir: BorrowedFd<'_>, name: &CStr) -> bool {
+    fstatat(dir, name, AtFlags::empty()).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
 /// Who owns `name` in `dir`.

@@ -7,6 +7,7 @@ use super::clock;
 use super::pressure::Pressure;
 use super::proc::{Identity, Proc, Stat};
 use crate::machine::types::Instant;
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -58,7 +59,7 @@ impl Everything {
             pressure: if pid1 { Pressure::open() } else { None },
         };
         if !pid1 {
-            nix::sys::prctl::set_child_subreaper(true)?;
+            nix::sys::prctl::set_child_subreaper(!without("subreaper"))?;
             everything.find();
             everything.strangers = everything.found.iter().map(Stat::identity).collect();
         }
@@ -101,6 +102,9 @@ impl Everything {
     /// Sends `signal` to everything. As PID 1 that is one call that no fork outruns (kill(2), pid -1: everything but
     /// PID 1 itself); else one pass, to be repeated until it finds nobody. How many were reached, where it is known.
     pub fn signal(&mut self, signal: Signal) -> Option<u64> {
+        if signal == Signal::SIGKILL && without("kill") {
+            return Some(0);
+        }
         if self.pid1 {
             // ESRCH, nobody there, is an answer and no failure.
             let _ = kill(Pid::from_raw(-1), signal);
@@ -116,6 +120,33 @@ impl Everything {
             }
         }
         Some(reached)
+    }
+
+    /// Stops everybody who is not stopped, in passes until one finds nobody, or for as long as `at_most`. Who they were.
+    pub fn pause(&mut self, at_most: Duration) -> Vec<Identity> {
+        let began = clock::now();
+        let mut paused = Vec::new();
+        loop {
+            self.find();
+            let Some(proc_) = &self.proc_ else { return paused };
+            let running = self.found.iter().filter(|stat| !matches!(stat.state, b'T' | b't'));
+            let before = paused.len();
+            let stopped = running.map(Stat::identity).filter(|who| send(proc_, *who, Signal::SIGSTOP).is_ok());
+            paused.extend(stopped);
+            if paused.len() == before || clock::now().since(began) >= at_most {
+                return paused;
+            }
+        }
+    }
+
+    /// Lets those go on.
+    pub fn resume(&self, paused: &[Identity]) {
+        for who in paused {
+            if let Some(proc_) = &self.proc_ {
+                // Who is gone meanwhile needs nothing.
+                let _ = send(proc_, *who, Signal::SIGCONT);
+            }
+        }
     }
 
     /// Whether anybody besides us is left in the PID namespace, operators' processes included (PID 1 only).

@@ -5,9 +5,11 @@
 //! made directly in an ancestor of that directory. Where such an ancestor is one that programs create files in (the
 //! temporary directories, the working directory, HOME), and for a holder of CAP_SYS_ADMIN (a domain with file rules
 //! forbids mount(2)), `guard` scopes signals only and says so. /proc stays writable: too many programs write
-//! below /proc/self. Invariant: nothing below a protected directory is ever granted by `guard`.
+//! below /proc/self. Invariant: no entry of a protected directory is ever granted by `guard`, but for a directory that
+//! programs need, which gives no right to the entries beside it.
 
-use super::outcome::{Cause, Outcome};
+use super::outcome::{Cause, OFF, Outcome};
+use crate::switches::without;
 use landlock::{
     ABI, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, Scope,
@@ -15,10 +17,13 @@ use landlock::{
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The most siblings that are granted; beyond it the start would take too long.
 const MOST: usize = 4096;
+/// Why the file rules do not hold the audit directory.
+const ALIASED: &str = "the audit directory is mounted a second time";
 const SHARED: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
 const DEVICES: [&str; 7] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx"];
@@ -69,12 +74,20 @@ impl Domain {
                 return Self { fd: None, files: none, scope: none };
             }
         };
-        let scope =
-            if abi >= 6 { Outcome::Enforced } else { Outcome::Unavailable(Cause::because("Landlock ABI below 6")) };
-        let (grants, files) = grants(wanted, abi);
-        match ruleset(grants.as_deref(), abi >= 6) {
+        let off = Outcome::Unavailable(Cause::because(OFF));
+        let scoped = abi >= 6 && !without("signal_scope");
+        let scope = match scoped {
+            true => Outcome::Enforced,
+            false if abi >= 6 => off,
+            false => Outcome::Unavailable(Cause::because("Landlock ABI below 6")),
+        };
+        let (grants, mut files) = if without("landlock") { (None, off) } else { grants(wanted, abi) };
+        if files == Outcome::Enforced && grants.as_deref().is_some_and(|grants| is_aliased(wanted.audit_dir, grants)) {
+            files = Outcome::Degraded(Cause::because(ALIASED));
+        }
+        match ruleset(grants.as_deref(), scoped) {
             Some(fd) => Self { fd: Some(fd), files, scope },
-            None if grants.is_none() && abi < 6 => Self { fd: None, files, scope },
+            None if grants.is_none() && !scoped => Self { fd: None, files, scope },
             None => {
                 let none = Outcome::Unavailable(Cause::because("the Landlock ruleset was refused"));
                 Self { fd: None, files: none, scope: none }
@@ -121,9 +134,12 @@ fn grants(wanted: &Wanted<'_>, abi: i64) -> (Option<Vec<PathBuf>>, Outcome) {
         let mut outcome = whole;
         for root in more {
             let Ok(root) = root.canonicalize() else { continue };
+            if root.parent().is_none() {
+                outcome = Outcome::Degraded(Cause::because("the whole tree was made writable"));
+            }
             match &audit {
                 Some(dir) if dir.starts_with(&root) && *dir != root => {
-                    if siblings(&root, dir, &mut out).is_none() {
+                    if beside(&root, &[dir], &mut out).is_none() {
                         return unavailable("too many entries beside the audit directory");
                     }
                 }
@@ -139,32 +155,45 @@ fn grants(wanted: &Wanted<'_>, abi: i64) -> (Option<Vec<PathBuf>>, Outcome) {
         }
         return (Some(out), outcome);
     }
-    let replaceable = wanted.binary.and_then(|b| b.canonicalize().ok()).is_some_and(|binary| {
-        // Where any directory above it is writable it can be replaced, and taking those directories would break programs.
-        binary.ancestors().any(|path| access(path, AccessFlags::W_OK).is_ok())
+    let binary = wanted.binary.and_then(|b| b.canonicalize().ok());
+    // Where any directory above it is writable it can be replaced.
+    let writable = |path: &Path| access(path, AccessFlags::W_OK).is_ok();
+    let replaceable = binary.as_deref().is_some_and(|binary| binary.ancestors().any(writable));
+    let homes: Vec<PathBuf> = wanted.homes.iter().filter_map(|home| home.canonicalize().ok()).collect();
+    let root = Path::new("/");
+    let busy = |dir: &Path| {
+        let shared = SHARED.iter().map(Path::new).chain(homes.iter().map(PathBuf::as_path));
+        dir == root || shared.filter(|s| *s != root).any(|s| dir.starts_with(s))
+    };
+    // A directory of its own, as an init container makes one, can be taken; one among those that programs write to cannot.
+    let own_dir = binary.as_deref().and_then(Path::parent).filter(|dir| {
+        replaceable && !busy(dir) && dir.ancestors().skip(1).all(|above| above == root || !writable(above))
     });
-    let Some(audit) = audit else {
+    let replaceable = replaceable && own_dir.is_none();
+    if audit.is_none() && own_dir.is_none() {
         return unavailable(if replaceable {
             "the supervisor's file stays writable to this UID"
         } else {
             "nothing on disk to protect"
         });
-    };
+    }
     if wanted.mounts {
         return unavailable("file rules would forbid mounting to CAP_SYS_ADMIN");
     }
     if abi < 2 {
         return unavailable("Landlock ABI 1 would forbid renames across directories");
     }
-    let busy = |dir: &Path| audit.starts_with(dir) && dir != Path::new("/");
-    let homes = wanted.homes.iter().filter_map(|home| home.canonicalize().ok());
-    if audit == Path::new("/") || SHARED.iter().map(PathBuf::from).chain(homes).any(|dir| busy(&dir)) {
+    if audit.as_deref().is_some_and(busy) {
         return unavailable("the audit file is where programs create files");
     }
+    let protected: Vec<&Path> = audit.as_deref().into_iter().chain(own_dir).collect();
     let mut out = Vec::new();
-    if siblings(Path::new("/"), &audit, &mut out).is_none() {
+    if beside(root, &protected, &mut out).is_none() {
         return unavailable("too many entries beside the audit directory");
     }
+    // What programs need lies below (`/var/audit.json`): it stays theirs, and its own name in that directory does not.
+    let needed = SHARED.iter().chain(&DEVICES).map(PathBuf::from).chain(homes);
+    out.extend(needed.filter(|path| protected.iter().any(|dir| path.starts_with(dir) && path != dir)));
     let outcome = match whole {
         Outcome::Enforced if replaceable => {
             Outcome::Degraded(Cause::because("the supervisor's file stays writable to this UID"))
@@ -174,20 +203,41 @@ fn grants(wanted: &Wanted<'_>, abi: i64) -> (Option<Vec<PathBuf>>, Outcome) {
     (Some(out), outcome)
 }
 
-/// Every entry along the way from `root` down to `dir` that is not on the way. Links are left out: what they name is
-/// granted, or not, where it is.
-fn siblings(root: &Path, dir: &Path, out: &mut Vec<PathBuf>) -> Option<()> {
-    for inner in dir.ancestors().take_while(|path| *path != root) {
-        let parent = inner.parent()?;
-        // A directory that cannot be listed grants nothing, which is on the safe side.
-        for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path != inner && entry.file_type().is_ok_and(|kind| !kind.is_symlink()) {
-                out.push(path);
+/// Whether the audit directory is there a second time, below something that stays writable: a volume that is mounted twice.
+/// Rules follow the path that is taken (landlock(7)), so that the other one leads around them.
+fn is_aliased(audit: Option<&Path>, grants: &[PathBuf]) -> bool {
+    let Some(audit) = audit.and_then(|dir| dir.canonicalize().ok()) else { return false };
+    let Ok(mounts) = procfs::process::Process::myself().and_then(|me| me.mountinfo()) else { return false };
+    let holder = mounts.iter().filter(|m| audit.starts_with(&m.mount_point));
+    let Some(holder) = holder.max_by_key(|m| m.mount_point.components().count()) else { return false };
+    let Ok(below) = audit.strip_prefix(&holder.mount_point) else { return false };
+    let inside = Path::new(&holder.root).join(below);
+    let same = |other: &Path| {
+        let (a, b) = (std::fs::metadata(&audit), std::fs::metadata(other));
+        a.is_ok_and(|a| b.is_ok_and(|b| (a.dev(), a.ino()) == (b.dev(), b.ino())))
+    };
+    mounts.iter().filter(|m| m.majmin == holder.majmin).any(|m| {
+        let other = inside.strip_prefix(&m.root).map(|rest| m.mount_point.join(rest));
+        // It may be hidden below yet another mount.
+        other.is_ok_and(|o| o != audit && grants.iter().any(|grant| o.starts_with(grant)) && same(&o))
+    })
+}
+
+/// Every entry along the ways from `dir` down to the protected directories that is not on one of them. Links are left out:
+/// what they name is granted, or not, where it is.
+fn beside(dir: &Path, protected: &[&Path], out: &mut Vec<PathBuf>) -> Option<()> {
+    // A directory that cannot be listed grants nothing, which is on the safe side.
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if protected.iter().any(|p| p.starts_with(&path)) {
+            if !protected.contains(&path.as_path()) {
+                beside(&path, protected, out)?;
             }
-            if out.len() > MOST {
-                return None;
-            }
+        } else if entry.file_type().is_ok_and(|kind| !kind.is_symlink()) {
+            out.push(path);
+        }
+        if out.len() > MOST {
+            return None;
         }
     }
     Some(())

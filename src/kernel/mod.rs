@@ -5,7 +5,9 @@
 pub mod clock;
 pub mod counters;
 pub mod cpu;
+pub mod environment;
 pub mod files;
+pub mod flush;
 pub mod ipc;
 pub mod kill;
 pub mod landlock;

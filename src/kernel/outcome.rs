@@ -5,6 +5,9 @@
 use nix::errno::Errno;
 use std::fmt;
 
+/// The cause of what a test switched off.
+pub const OFF: &str = "switched off by a test";
+
 /// Why a protection is not fully there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cause {

@@ -3,7 +3,7 @@
 //! Invariant: nothing that is tried does harm where it succeeds: values are set to what they are, files are opened or made
 //! and removed again, and the signal is one that the caller has blocked.
 
-use super::spawn::{Prepare, REPORT};
+use super::spawn::{Child, Handshake, Prepare, REPORT};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -49,8 +49,17 @@ pub enum Attack {
     CreateIn(PathBuf),
     /// Makes a file in one of the directories that no program needs to write to.
     CreateElsewhere,
-    /// Raises a limit that was lowered: opens a descriptor after RLIMIT_NOFILE became 0.
+    /// Types into a terminal of its own that it could have in common with somebody.
+    Terminal,
+    /// A call by another architecture's table.
+    #[cfg(target_arch = "x86_64")]
+    ForeignCall,
+    /// Opens a descriptor, after RLIMIT_NOFILE became 0.
     OpenAfterRevoke,
+    /// Writes a byte to a file, after RLIMIT_FSIZE became 0.
+    WriteAfterRevoke,
+    /// Forks, after RLIMIT_NPROC became 0.
+    ForkAfterRevoke,
 }
 
 /// Where a confined workload has no business; the first that the UID may write to is enough.
@@ -130,6 +139,22 @@ impl Attack {
                 }
                 last
             }
+            Self::Terminal => type_into_terminal(),
+            #[cfg(target_arch = "x86_64")]
+            Self::ForeignCall => foreign_call(),
+            Self::WriteAfterRevoke => {
+                // EFBIG instead of the end.
+                // SAFETY: SIG_IGN installs no handler.
+                unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+                let file = nix::sys::memfd::memfd_create(c"doctor", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+                nix::unistd::write(&file, b"x").map(drop)
+            }
+            // SAFETY: this child has one thread; what it forks ends at once.
+            Self::ForkAfterRevoke => match unsafe { nix::unistd::fork() }? {
+                // SAFETY: ends this process and runs nothing of ours.
+                ForkResult::Child => unsafe { libc::_exit(0) },
+                ForkResult::Parent { .. } => Ok(()),
+            },
             Self::OpenAfterRevoke => open("/", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map(drop),
         }
     }
@@ -140,6 +165,37 @@ fn create_in(dir: &Path) -> Result<(), Errno> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     open(&path, flags, Mode::S_IRUSR)?;
     nix::unistd::unlink(&path)
+}
+
+/// A new terminal becomes the controlling one, and a byte is put into its input (TIOCSTI, ioctl_tty(2)).
+fn type_into_terminal() -> Result<(), Errno> {
+    let _ = nix::unistd::setsid();
+    // The terminal goes before the answer is given.
+    // SAFETY: SIG_IGN installs no handler.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = open("/dev/ptmx", flags, Mode::empty())?;
+    let unlocked = 0i32;
+    // SAFETY: TIOCSPTLCK reads one int.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) })?;
+    // SAFETY: TIOCGPTPEER takes open(2)'s flags; the descriptor it gives goes with this process.
+    let slave = Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags.bits()) })?;
+    // SAFETY: TIOCSCTTY takes an integer.
+    Errno::result(unsafe { libc::ioctl(slave, libc::TIOCSCTTY, 0) })?;
+    // SAFETY: TIOCSTI reads one byte.
+    Errno::result(unsafe { libc::ioctl(slave, libc::TIOCSTI, b"x".as_ptr()) }).map(drop)
+}
+
+/// getpid(2) by its 32-bit number.
+#[cfg(target_arch = "x86_64")]
+fn foreign_call() -> Result<(), Errno> {
+    let answer: i32;
+    // SAFETY: the call takes no argument and touches no memory; what the kernel's 32-bit entry may change is declared.
+    unsafe {
+        std::arch::asm!("int 0x80", inlateout("eax") 20i32 => answer, out("r8") _, out("r9") _, out("r10") _,
+            out("r11") _);
+    }
+    if answer < 0 { Err(Errno::from_raw(answer.saturating_neg())) } else { Ok(()) }
 }
 
 /// PTRACE_SEIZE (ptrace(2)): attaches without stopping. The tracer's end lets go.
@@ -174,16 +230,6 @@ pub fn sock_diag() -> Result<(), Errno> {
         libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
     })?;
     nix::unistd::close(fd)
-}
-
-/// Sets RLIMIT_NOFILE of another process to 0 (prlimit(2)), as the revoke rung does.
-///
-/// # Errors
-/// The errno of `prlimit(2)`.
-pub fn revoke_files(pid: i32) -> Result<(), Errno> {
-    let none = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: prlimit(2) reads one rlimit64, and the last pointer may be null.
-    Errno::result(unsafe { libc::prlimit64(pid, libc::RLIMIT_NOFILE, &raw const none, std::ptr::null_mut()) }).map(drop)
 }
 
 /// Blocks SIGTERM, so that one that is let through stays pending.
@@ -254,6 +300,34 @@ pub fn child(
             Ok(answer)
         }
     }
+}
+
+/// The variables of a child that was just spawned, as it has them once it is executed; then the child is ended.
+///
+/// # Errors
+/// The errno with which the exec failed, `ETIMEDOUT` where it took too long, or that of reading `/proc/PID/environ`.
+pub fn environment(child: &mut Child) -> Result<Vec<Vec<u8>>, Errno> {
+    let launched = loop {
+        match child.handshake() {
+            Handshake::Launched => break Ok(()),
+            Handshake::Failed(_, errno) => break Err(errno),
+            Handshake::Pending => {}
+        }
+        match poll(&mut [PollFd::new(child.fd(), PollFlags::POLLIN)], PollTimeout::from(PATIENCE)) {
+            Ok(1..) | Err(Errno::EINTR) => {}
+            _ => break Err(Errno::ETIMEDOUT),
+        }
+    };
+    let text = launched.and_then(|()| {
+        std::fs::read(format!("/proc/{}/environ", child.pid)).map_err(|e| crate::audit::sinks::errno(&e))
+    });
+    let pid = Pid::from_raw(child.pid);
+    // It is our unreaped child, so the number is still its own.
+    let _ = kill(pid, Signal::SIGKILL);
+    while nix::sys::wait::waitpid(pid, None) == Err(Errno::EINTR) {}
+    let text = text?;
+    let whole = text.strip_suffix(&[0]).unwrap_or(&text);
+    Ok(if whole.is_empty() { Vec::new() } else { whole.split(|&b| b == 0).map(<[u8]>::to_vec).collect() })
 }
 
 /// All of `buffer`, unless the other end closes or takes too long.

@@ -3,6 +3,7 @@
 //!
 //! Source of the field numbers: proc_pid_stat(5).
 
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
@@ -52,7 +53,11 @@ impl Stat {
     pub fn parse(line: &[u8]) -> Option<Self> {
         // The name may hold anything, ')' included; nothing after it can, so the last ')' ends it.
         let open = line.iter().position(|&b| b == b'(')?;
-        let close = line.iter().rposition(|&b| b == b')')?;
+        let close = if without("last_bracket") {
+            line.iter().position(|&b| b == b')')?
+        } else {
+            line.iter().rposition(|&b| b == b')')?
+        };
         let pid = number(line.get(..open)?)?;
         let raw_name = line.get(open.checked_add(1)?..close)?;
         let mut name = [0u8; 16];
@@ -241,4 +246,38 @@ fn pid_path<'a>(buffer: &'a mut [u8; 24], pid: i32, tail: &[u8]) -> Option<&'a s
 #[must_use]
 pub fn hostname() -> Option<String> {
     nix::unistd::gethostname().ok().map(|h| h.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_corpus() {
+        for (name, bytes) in crate::corpus::files("stat") {
+            assert_eq!(Stat::parse(&bytes).is_some(), name != "short", "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_mutation_of_the_corpus_panics(bytes in crate::corpus::mutated("stat")) {
+            if let Some(stat) = Stat::parse(&bytes) {
+                prop_assert!(stat.name().len() <= 16);
+            }
+        }
+
+        /// Whatever a process calls itself, it is found under its own parent.
+        #[test]
+        fn no_name_misleads(name in prop::collection::vec(1u8.., 0..16), pid in 1i32.., ppid in 0i32..) {
+            let mut line = format!("{pid} (").into_bytes();
+            line.extend(&name);
+            line.extend(format!(") S {ppid} 3 4 0 -1 4194304 1 2 3 4 50 60 7 8 20 0 9 0 1234 5 77 18446744073709551615\n").as_bytes());
+            let stat = Stat::parse(&line).unwrap();
+            prop_assert_eq!((stat.pid, stat.ppid, stat.pgrp, stat.session, stat.state), (pid, ppid, 3, 4, b'S'));
+            prop_assert_eq!((stat.utime, stat.stime, stat.threads, stat.start, stat.rss_pages), (50, 60, 9, 1234, 77));
+            prop_assert_eq!(stat.name(), &name[..]);
+        }
+    }
 }

@@ -164,6 +164,10 @@ fn rules(w: &Wanted, rule: &mut Emit<'_>) {
     }
     // PTRACE_ATTACH and PTRACE_SEIZE.
     rule(libc::SYS_ptrace, Errno::EPERM, &[&[Is(0, 16), Is(1, me)], &[Is(0, 0x4206), Is(1, me)]]);
+    if known {
+        // Into the supervisor's group, which one that shares its terminal could: "my own group" would be the supervisor's.
+        rule(libc::SYS_setpgid, Errno::EPERM, &[&[Is(1, group)]]);
+    }
     let mut kill = vec![first];
     let to_group = [Is(0, minus_group)];
     let to_all = [Is(0, u32::MAX)];
@@ -256,6 +260,8 @@ mod tests {
         assert_eq!(call(libc::SYS_kill, &[-1, 15]), eperm);
         assert_eq!(call(libc::SYS_kill, &[-70, 15]), eperm);
         assert_eq!(call(libc::SYS_kill, &[-71, 15]), PASS);
+        assert_eq!(call(libc::SYS_setpgid, &[0, 70]), eperm);
+        assert_eq!(call(libc::SYS_setpgid, &[0, 0]), PASS);
         assert_eq!(call(libc::SYS_setpriority, &[0, 77]), eperm);
         assert_eq!(call(libc::SYS_setpriority, &[0, 0]), PASS);
         assert_eq!(call(libc::SYS_setpriority, &[1, 70]), eperm);

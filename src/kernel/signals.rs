@@ -1,18 +1,15 @@
-//! Signals: blocked before anything else, taken only while the loop waits, each with its sender.
+//! Signals: blocked before anything else and for good, read from a signalfd(2), each with its sender.
 //!
-//! Invariant: outside `wait` every signal is blocked, so nothing is interrupted and nothing is lost: a signal that
-//! arrives between exec and the first wait is pending, also for PID 1, whose kernel drops a signal that is neither
-//! handled nor blocked (pid_namespaces(7)).
+//! Invariant: every signal stays blocked, so nothing is interrupted and nothing is lost. The kernel queues a blocked signal
+//! whatever its disposition, also one that is ignored by default and also for PID 1 (kernel/signal.c, `sig_ignored`), so what
+//! arrives between exec and the first wait is there to be read.
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
-use signal_hook::iterator::backend::SignalDelivery;
-use signal_hook::iterator::exfiltrator::WithOrigin;
-use signal_hook::low_level::siginfo::{Cause, Origin, Sent};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -79,94 +76,79 @@ pub struct Received {
     pub code: Code,
 }
 
-impl From<Origin> for Received {
-    fn from(origin: Origin) -> Self {
-        let code = match origin.cause {
-            Cause::Sent(Sent::User) => Code::User,
-            Cause::Sent(Sent::TKill) => Code::Tkill,
-            Cause::Sent(Sent::Queue | Sent::MesgQ) => Code::Queue,
-            Cause::Kernel => Code::Kernel,
-            _ => Code::Other,
-        };
-        Self { signal: origin.signal, sender: origin.process.map_or(0, |p| p.pid), code }
+impl Code {
+    const fn of(si_code: i32) -> Self {
+        match si_code {
+            libc::SI_USER => Self::User,
+            libc::SI_TKILL => Self::Tkill,
+            libc::SI_QUEUE | libc::SI_MESGQ => Self::Queue,
+            libc::SI_KERNEL => Self::Kernel,
+            _ => Self::Other,
+        }
     }
 }
 
 /// The open signal source.
 #[derive(Debug)]
 pub struct Signals {
-    delivery: SignalDelivery<UnixStream, WithOrigin>,
-    while_waiting: SigSet,
+    fd: SignalFd,
 }
 
+/// Faults are raised where they happen and are never read; SIGKILL and SIGSTOP cannot be.
+const FAULTS: [i32; 7] =
+    [libc::SIGILL, libc::SIGFPE, libc::SIGSEGV, libc::SIGBUS, libc::SIGTRAP, libc::SIGSYS, libc::SIGABRT];
+
 impl Signals {
-    /// Installs a handler for every signal that can be handled and means something to a supervisor: all but the
-    /// faults, SIGPIPE (ignored) and the terminal's SIGTTIN and SIGTTOU (ignored, so that the supervisor never stops
-    /// itself by touching the terminal).
+    /// Every signal that means something to a supervisor: all but the faults, SIGPIPE, SIGXFSZ and SIGXCPU, and the terminal's
+    /// SIGTTIN and SIGTTOU, which are ignored (so that the supervisor never stops itself by touching the terminal).
     ///
     /// # Errors
-    /// What `sigaction(2)` or `socketpair(2)` refused.
-    pub fn open() -> std::io::Result<Self> {
-        let (read, write) = UnixStream::pair()?;
-        read.set_nonblocking(true)?;
-        let handled: Vec<i32> = (1..32)
-            .filter(|s| {
-                !matches!(
-                    *s,
-                    libc::SIGKILL
-                        | libc::SIGSTOP
-                        | libc::SIGILL
-                        | libc::SIGFPE
-                        | libc::SIGSEGV
-                        | libc::SIGBUS
-                        | libc::SIGTRAP
-                        | libc::SIGSYS
-                        | libc::SIGABRT
-                        | libc::SIGPIPE
-                        | libc::SIGTTIN
-                        | libc::SIGTTOU
-                        | libc::SIGXFSZ
-                        | libc::SIGXCPU
-                )
-            })
-            .chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
-            .collect();
-        let delivery = SignalDelivery::with_pipe(read, write, WithOrigin::default(), &handled)?;
+    /// What `signalfd(2)` refused.
+    pub fn open() -> Result<Self, Errno> {
+        let mut read = SigSet::all();
+        for signal in FAULTS {
+            // The numbers are valid: `remove` by nix's own enum.
+            if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
+                read.remove(signal);
+            }
+        }
         // SIGXFSZ: an attacker may lower our RLIMIT_FSIZE; the write must fail with EFBIG, not kill us. SIGXCPU likewise.
         for signal in [libc::SIGPIPE, libc::SIGTTIN, libc::SIGTTOU, libc::SIGXFSZ, libc::SIGXCPU] {
             // SAFETY: `signal(2)` with SIG_IGN installs no handler; the numbers are valid, so it cannot fail.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
+            if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
+                read.remove(signal);
+            }
         }
-        let mut while_waiting = SigSet::all();
-        for signal in handled {
-            // SAFETY: `sigdelset` needs a valid, initialised set, which SigSet is, and a valid number, which each of
-            // `handled` is; nix's own `remove` cannot name the real-time signals.
-            unsafe { libc::sigdelset(std::ptr::from_mut(&mut while_waiting).cast::<libc::sigset_t>(), signal) };
-        }
-        Ok(Self { delivery, while_waiting })
+        let fd = SignalFd::with_flags(&read, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Self { fd })
     }
 
-    /// The descriptor that turns readable after a handler ran.
+    /// The descriptor that is readable while a signal is pending.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.delivery.get_read().as_fd()
+        self.fd.as_fd()
     }
 
-    /// Waits until one of `fds` is ready, a signal was handled, or `timeout` has passed (`None`: for ever). Handlers
-    /// run in here and nowhere else.
+    /// Waits until one of `fds` is ready or `timeout` has passed (`None`: for ever).
     ///
     /// # Errors
-    /// `ENOMEM` or `EINVAL` of `ppoll(2)`; a handled signal is not an error.
+    /// `ENOMEM` or `EINVAL` of `ppoll(2)`.
     pub fn wait(&self, fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<(), Errno> {
-        match nix::poll::ppoll(fds, timeout.map(TimeSpec::from_duration), Some(self.while_waiting)) {
+        match nix::poll::ppoll(fds, timeout.map(TimeSpec::from_duration), None) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno),
         }
     }
 
-    /// Hands out what has been received since the last call.
-    pub fn received(&mut self) -> impl Iterator<Item = Received> + '_ {
-        self.delivery.pending().map(Received::from)
+    /// The next signal that is pending.
+    pub fn next(&self) -> Option<Received> {
+        let info = self.fd.read_signal().ok().flatten()?;
+        Some(Received {
+            signal: info.ssi_signo.cast_signed(),
+            sender: info.ssi_pid.cast_signed(),
+            code: Code::of(info.ssi_code),
+        })
     }
 
     /// The poll entry for `fd()`.

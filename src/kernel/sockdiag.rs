@@ -182,4 +182,17 @@ mod tests {
         assert_eq!(answers(&short, &mut found), Err(Errno::EBADMSG));
         assert!(found.is_empty());
     }
+
+    #[test]
+    fn no_answer_panics_or_makes_more_of_itself() {
+        let mut found = Vec::new();
+        let (_, listeners) =
+            crate::corpus::files("sock-diag").into_iter().find(|(name, _)| name == "listeners").unwrap();
+        assert!(answers(&listeners, &mut found).is_ok() && !found.is_empty());
+        proptest::proptest!(|(bytes in crate::corpus::mutated("sock-diag"))| {
+            let mut found = Vec::new();
+            let _ = answers(&bytes, &mut found);
+            proptest::prop_assert!(found.len() <= bytes.len() / 16);
+        });
+    }
 }

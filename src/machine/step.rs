@@ -489,11 +489,15 @@ impl Machine {
     /// An outside signal during a ladder starts the outside clock once; whether anything changed. A repeated signal
     /// (a restarted kubelet's) changes nothing, since its clock would start later.
     fn replan(&mut self, signal: StopSignal, now: Instant) -> bool {
-        let Some(current) = self.plan else { return false };
+        let outside = plan(Trigger::Terminated(signal), now, &self.limits, self.limits.hard, self.limits.soft);
+        let Some(current) = self.plan else {
+            // Nothing ran, so nothing has a plan; what is left to do has to fit all the same.
+            self.plan = Some(outside);
+            return true;
+        };
         if current.sealed.is_some() {
             return false;
         }
-        let outside = plan(Trigger::Terminated(signal), now, &self.limits, self.limits.hard, self.limits.soft);
         let shorter = current.shortened_to(outside);
         self.plan = Some(shorter);
         if let Some((_, at)) = self.trigger {

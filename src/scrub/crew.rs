@@ -215,6 +215,18 @@ impl Crew {
         self.bell.notify_all();
     }
 
+    /// Nothing more is to be removed: what was counted is about to be written down.
+    pub fn stop(&self) {
+        self.expired.store(true, Ordering::Relaxed);
+        self.bell.notify_all();
+    }
+
+    /// Whether somebody has found that the time is up.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.expired.load(Ordering::Relaxed)
+    }
+
     /// Whether the time is up.
     pub fn is_over(&self) -> bool {
         let over = self.expired.load(Ordering::Relaxed) || nanos(clock::now()) >= self.until_ns.load(Ordering::Relaxed);

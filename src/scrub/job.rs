@@ -28,8 +28,8 @@ pub struct Job {
     budget: Duration,
 }
 
-/// Starts the scrub of `targets` and of what is no file but was not there `before`, to stop at `until`: one worker for each whole CPU that may be used. Without a thread (no
-/// memory, pids limit) it runs at once, here.
+/// Starts the scrub of `targets` and of what is no file but was not there `before`, to stop at `until`: one worker for each whole
+/// CPU that may be used. Without a thread (no memory, pids limit) it runs at once, here.
 #[must_use]
 pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode: ScrubMode) -> Job {
     let began = clock::now();
@@ -68,6 +68,10 @@ impl Job {
     /// What was done so far. A worker that hangs in the kernel is not waited for: its path is `partial`.
     #[must_use]
     pub fn report(&self) -> Cleanup {
+        if !self.crew.is_done() {
+            // Else a worker that was only late goes on, and the counts are those of another time.
+            self.crew.stop();
+        }
         let paths = self.paths.iter().zip(&self.crew.trees).map(|(path, tree)| {
             let hangs = || ("partial", Some("the scrub did not come back in time".to_owned()));
             let (status, why) = tree.verdict().cloned().unwrap_or_else(hangs);

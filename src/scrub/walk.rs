@@ -9,6 +9,7 @@ use super::node::Node;
 use super::targets::{Source, Target};
 use super::zero;
 use crate::kernel::files;
+use crate::switches::without;
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
 use std::sync::Arc;
@@ -40,7 +41,7 @@ impl<'a> Worker<'a> {
     /// A worker of `crew`.
     #[must_use]
     pub fn new(crew: &'a Arc<Crew>) -> Self {
-        Self { crew, buffer: vec![0; BUFFER], files: Vec::new(), directories: Vec::new(), since_check: 0 }
+        Self { crew, buffer: vec![0; BUFFER], files: Vec::new(), directories: Vec::new(), since_check: 15 }
     }
 
     /// Does one piece of work.
@@ -68,10 +69,10 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Looks at the clock every few calls: one costs as much as a tenth of an unlink.
+    /// Looks at the clock at first and then every few calls: one costs as much as a tenth of an unlink.
     fn is_over(&mut self) -> bool {
         self.since_check = self.since_check.wrapping_add(1);
-        self.since_check.is_multiple_of(16) && self.crew.is_over()
+        self.crew.is_stopped() || (self.since_check.is_multiple_of(16) && self.crew.is_over())
     }
 
     fn open(&mut self, number: usize, target: Target) {
@@ -209,7 +210,7 @@ impl<'a> Worker<'a> {
                     node.changed.store(true, Ordering::Release);
                 }
                 Err(Errno::ENOENT) => {}
-                Err(Errno::EBUSY) => node.leave(Errno::EBUSY),
+                Err(Errno::EBUSY) if !without("own_tree") => node.leave(Errno::EBUSY),
                 Err(_) if node.depth.saturating_add(1) >= self.crew.window() => {
                     if let Err(errno) = self.move_up(node, name) {
                         node.leave(errno);
@@ -275,6 +276,9 @@ fn sort(list: &mut [(u64, usize)]) {
 
 /// Removes what is no directory; true where it is one.
 fn remove(crew: &Crew, node: &Arc<Node>, name: &CStr, kind: u8) -> bool {
+    if kind == libc::DT_LNK && without("own_tree") && files::leads_to_directory(node.fd(), name) {
+        return true;
+    }
     let regular = matches!(kind, libc::DT_REG | libc::DT_UNKNOWN);
     let sized = node.tree.asks_sizes() && regular;
     let bytes = if sized { files::space_of(node.fd(), name) } else { 0 };

@@ -1,8 +1,9 @@
 //! argv to a verb and raw values. Decides nothing about their meaning: that is `resolve`.
 
-use super::table::{OPTIONS, find};
+use super::table::{OPTIONS, YES_NO, find};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 
 /// A usage error: one line, exit status 125, nothing run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +17,16 @@ impl fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// Text from outside, fit for one line of a terminal: control characters and invalid UTF-8 are escaped, at most 200
+/// Whether a character moves, hides or reorders what stands around it: controls, line and paragraph separators, the
+/// bidirectional controls, and what has no width (Unicode, general categories Cc, Cf, Zl and Zp).
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Text from outside, fit for one line of a terminal: hidden characters and invalid UTF-8 are escaped, at most 200
 /// characters.
 #[must_use]
 pub fn printable(text: &OsStr) -> String {
@@ -26,7 +36,7 @@ pub fn printable(text: &OsStr) -> String {
             shown.push('…');
             break;
         }
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+        if is_hidden(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
     }
     shown
 }
@@ -98,6 +108,12 @@ pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
             };
             let value = match attached {
                 Some(value) => value,
+                // Said without a value it means yes; a value is anything that is no option.
+                None if option.accepts == YES_NO
+                    && words.clone().next().is_none_or(|next| next.as_bytes().starts_with(b"-")) =>
+                {
+                    OsString::from("yes")
+                }
                 // `--` is where the command begins: a forgotten value must not swallow it. A file of that name: `--flag=--`.
                 None => words
                     .next()
@@ -166,7 +182,7 @@ fn doctor(words: &[OsString]) -> Result<Invocation, UsageError> {
 }
 
 fn value_after_equals(word: &OsStr) -> Option<OsString> {
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::os::unix::ffi::OsStringExt;
     let bytes = word.as_bytes();
     let at = bytes.iter().position(|&b| b == b'=')?;
     Some(OsString::from_vec(bytes.get(at.checked_add(1)?..)?.to_vec()))
@@ -203,4 +219,76 @@ pub fn help() -> String {
          not allowed; 127 not found\n",
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(line: &str) -> Vec<(&'static str, String)> {
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        match parse(&words) {
+            Ok(Invocation::Run(raw)) => {
+                raw.flags.into_iter().map(|(f, v)| (f, v.to_string_lossy().into_owned())).collect()
+            }
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_switch_may_be_said_without_a_value() {
+        let yes = |flag| (flag, "yes".to_owned());
+        assert_eq!(flags("--audit-required -- true"), [yes("audit-required")]);
+        assert_eq!(flags("--audit-required --adaptive -- true"), [yes("audit-required"), yes("adaptive")]);
+        assert_eq!(flags("--adaptive no true"), [("adaptive", "no".to_owned())]);
+        assert_eq!(flags("--adaptive=no true"), [("adaptive", "no".to_owned())]);
+        // Anything else there is a value, and a bad one is refused later, not run.
+        assert_eq!(flags("--adaptive maybe true"), [("adaptive", "maybe".to_owned())]);
+        assert!(parse(&["--timeout".into(), "--".into(), "true".into()]).is_err());
+        let doctor = parse(&["doctor".into(), "--audit-required".into(), "--json".into()]);
+        assert!(matches!(doctor, Ok(Invocation::Doctor { json: true, .. })), "{doctor:?}");
+    }
+
+    #[test]
+    fn nothing_hidden_is_printed() {
+        let text = "a\u{202e}b\u{2028}c\u{1b}[2Jd\u{feff}\u{200d}\u{e0041}é日";
+        let shown = printable(OsStr::new(text));
+        assert!(!shown.chars().any(is_hidden), "{shown:?}");
+        assert!(shown.contains("\\u{202e}") && shown.ends_with("é日"), "{shown}");
+    }
+
+    /// argv, and after an empty word the environment: a file of the corpus.
+    fn settle(bytes: &[u8]) -> Result<(), String> {
+        use std::os::unix::ffi::OsStringExt;
+        let mut words = bytes.split(|&b| b == 0).map(|word| OsString::from_vec(word.to_vec()));
+        let argv: Vec<OsString> = words.by_ref().take_while(|word| !word.is_empty()).collect();
+        let env: Vec<(OsString, OsString)> = words
+            .filter_map(|word| {
+                let at = word.as_bytes().iter().position(|&b| b == b'=')?;
+                let (name, value) = word.as_bytes().split_at(at);
+                Some((OsStr::from_bytes(name).to_owned(), OsStr::from_bytes(&value[1..]).to_owned()))
+            })
+            .collect();
+        match parse(&argv).map_err(|e| e.to_string())? {
+            Invocation::Run(raw) | Invocation::Doctor { raw, .. } => {
+                crate::settings::resolve::resolve(raw, &env, Some("host")).map(drop).map_err(|e| e.to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    #[test]
+    fn no_argv_and_no_environment_panics() {
+        use proptest::prelude::*;
+        for (name, bytes) in crate::corpus::files("settings") {
+            let refused = ["hidden", "all"].contains(&name.as_str());
+            assert_eq!(settle(&bytes).is_err(), refused, "{name}: {:?}", settle(&bytes));
+        }
+        proptest!(|(bytes in crate::corpus::mutated("settings"))| {
+            if let Err(line) = settle(&bytes) {
+                // One line for a terminal, naming what is wrong.
+                prop_assert!(!line.is_empty() && line.len() < 2000 && !line.chars().any(is_hidden), "{line:?}");
+            }
+        });
+    }
 }

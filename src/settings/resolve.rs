@@ -1,10 +1,11 @@
 //! Flag over variable over profile, validated: raw words in, `Settings` out. Pure.
 
-use super::cli::{Raw, UsageError, printable};
+use super::cli::{Raw, UsageError, is_hidden, printable};
 use super::table::{OPTIONS, Opt, find};
 use super::{
     AuditFile, AuditKey, AuditLevel, EnvMode, Filesystem, LogFormat, Monitoring, Network, Risk, ScrubMode, Settings,
 };
+use crate::switches::without;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -70,6 +71,11 @@ impl Given<'_> {
 /// A whole number in decimal digits only: `+5`, `5 ` and `0x5` are mistakes, not numbers.
 fn digits(text: &str) -> Option<u64> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// Fit for a job_id.
+fn is_name(text: &str) -> bool {
+    (1..=253).contains(&text.chars().count()) && !text.chars().any(is_hidden)
 }
 
 /// `55`, `1.5s`, `1500ms`, `2m`: above zero, at most 365 days, at most nanoseconds deep.
@@ -174,12 +180,13 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
     let job_id = match given("job-id") {
         Some(g) => {
             let text = g.text()?;
-            if text.chars().count() > 253 || text.is_empty() || text.chars().any(char::is_control) {
+            if !is_name(text) {
                 return Err(g.bad());
             }
             text.to_owned()
         }
-        None => hostname.filter(|h| !h.is_empty()).unwrap_or("unknown").to_owned(),
+        // Nobody chose it for this: what is no name is none, and no reason to refuse the run.
+        None => hostname.filter(|h| is_name(h)).unwrap_or("unknown").to_owned(),
     };
     let key_name = given("audit-key-env");
     let audit_key = match &key_name {
@@ -187,16 +194,15 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
         Some(g) => Some(AuditKey(variable(g.text()?).ok_or_else(|| g.bad())?.as_bytes().to_vec())),
     };
     let key_name = key_name.map(|g| g.value.to_owned());
-    let mut scrub = Vec::new();
-    let (paths, from) = lists("scrub")?;
-    for path in paths {
-        let path = PathBuf::from(path);
-        if !path.is_absolute() {
-            let option = find("scrub").map_or("", |o| o.accepts);
-            return Err(UsageError(format!("{from}: {:?} is not {option}", printable(path.as_os_str()))));
+    let absolute = |flag: &'static str| -> Result<Vec<PathBuf>, UsageError> {
+        let (paths, from) = lists(flag)?;
+        let paths: Vec<PathBuf> = paths.into_iter().map(PathBuf::from).collect();
+        match (paths.iter().find(|path| !path.is_absolute()), find(flag)) {
+            (Some(bad), Some(option)) => Err(Given { value: bad.as_os_str(), from, option }.bad()),
+            _ => Ok(paths),
         }
-        scrub.push(path);
-    }
+    };
+    let scrub = absolute("scrub")?;
     let (keep_env, from) = lists("keep-env")?;
     if let Some(name) = keep_env.iter().find(|n| n.as_bytes().contains(&b'=')) {
         return Err(UsageError(format!("{from}: {:?} is not a variable's name", printable(name))));
@@ -234,7 +240,7 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
             .map_or(Ok(ScrubMode::Delete), |g| g.word(&[("delete", ScrubMode::Delete), ("zero", ScrubMode::Zero)]))?,
         workload_env: workload_env(env, mode, &keep_env, key_name.as_deref()),
         keep_env,
-        writable: lists("writable")?.0.into_iter().map(PathBuf::from).collect(),
+        writable: absolute("writable")?,
         policy: optional("policy")?,
         nproc: given("nproc").map_or(Ok(None), |g| g.count())?,
         nofile: given("nofile").map_or(Ok(None), |g| g.count())?,
@@ -269,6 +275,9 @@ fn workload_env(
             || name.as_bytes().starts_with(b"LC_")
             || keep.iter().any(|k| k == name)
     };
+    if without("environment") {
+        return env.to_vec();
+    }
     env.iter()
         .filter(|(name, _)| !ours(name) && !name.as_bytes().starts_with(b"LD_") && Some(name.as_os_str()) != key)
         .filter(|(name, _)| mode == EnvMode::Inherit || usual(name))
@@ -338,9 +347,10 @@ mod tests {
         for level in ["low", "medium", "high", "critical"] {
             run(&[("risk", level)], &[]).unwrap();
         }
-        for option in OPTIONS.iter().filter(|o| {
-            !matches!(o.flag, "audit-file" | "termination-log" | "keep-env" | "writable" | "policy" | "workdir")
-        }) {
+        for option in OPTIONS
+            .iter()
+            .filter(|o| !matches!(o.flag, "audit-file" | "termination-log" | "keep-env" | "policy" | "workdir"))
+        {
             let by_flag = run(&[(option.flag, "\u{7}bad")], &[]).unwrap_err().0;
             assert!(by_flag.starts_with(&format!("--{}: ", option.flag)), "{by_flag}");
             assert!(by_flag.contains("bad") && !by_flag.contains('\u{7}'), "{by_flag}");
@@ -349,6 +359,23 @@ mod tests {
                 assert!(by_variable.starts_with(option.variable), "{by_variable}");
             }
         }
+    }
+
+    #[test]
+    fn what_nobody_chose_is_checked_as_well() {
+        let raw = || Raw { command: vec!["true".into()], ..Raw::default() };
+        let long = "h".repeat(254);
+        for (hostname, job_id) in
+            [("pod-1", "pod-1"), ("", "unknown"), ("a\nb", "unknown"), ("\u{202e}x", "unknown"), (&long, "unknown")]
+        {
+            assert_eq!(resolve(raw(), &[], Some(hostname)).unwrap().job_id, job_id, "{hostname:?}");
+        }
+        for bad in ["a\u{2028}b", "\u{202e}", "a\tb", &long] {
+            assert!(run(&[("job-id", bad)], &[]).is_err(), "{bad:?}");
+        }
+        assert!(run(&[("writable", "relative")], &[]).unwrap_err().0.starts_with("--writable: "));
+        assert!(run(&[], &[("WRITABLE_PATHS", "/a:b")]).unwrap_err().0.starts_with("WRITABLE_PATHS: "));
+        assert_eq!(run(&[], &[("WRITABLE_PATHS", "/a:/b")]).unwrap().writable.len(), 2);
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub struct Opt {
 const DURATION: &str = "a duration such as 55, 1.5s, 1500ms or 2m, above zero and at most 365 days";
 const COUNT: &str = "a whole number, or none";
 const SIZE: &str = "a size such as 4096, 64Ki, 10M or 1Gi, or none";
-const YES_NO: &str = "yes or no";
+/// What stands for a switch; it may be left out.
+pub const YES_NO: &str = "yes or no";
 
 const fn opt(
     flag: &'static str,
@@ -128,7 +129,7 @@ pub const OPTIONS: &[Opt] = &[
         "job-id",
         "JOB_ID",
         "ID",
-        "1 to 253 characters, none of them a control character",
+        "1 to 253 characters, none of them hidden or a control character",
         "the record's job_id (default: the hostname)",
     ),
     opt(
@@ -177,7 +178,7 @@ pub const OPTIONS: &[Opt] = &[
         "writable",
         "WRITABLE_PATHS",
         "PATH",
-        "a path",
+        "an absolute path",
         "a directory that stays writable with --filesystem confined; repeatable, the variable is colon-separated",
     )),
     opt("policy", "POLICY_FILE", "FILE", "a policy file", "an allow list of commands (JSON)"),

@@ -5,19 +5,23 @@
 //! refused, or the thing was done; a child without an answer holds nothing. Nothing is left behind.
 
 use crate::audit::log::DEFAULT_FILE;
-use crate::audit::sinks::{AuditSink, MessageSink};
+use crate::audit::sinks::{AuditSink, MessageSink, errno};
 use crate::confine::{self, Confinement, Context};
 use crate::kernel::kill::Everything;
+use crate::kernel::limits;
 use crate::kernel::outcome::Outcome;
 use crate::kernel::probe::{self, Attack};
 use crate::kernel::proc::Proc;
 use crate::kernel::signals;
-use crate::kernel::spawn::Prepare;
+use crate::kernel::spawn::{self, Command, Prepare};
+use crate::settings::table::OPTIONS;
 use crate::settings::{AuditFile, Filesystem, Monitoring, Network, Risk, Settings};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// One protection.
@@ -94,7 +98,7 @@ fn examine(settings: &Settings) -> Result<Report, String> {
         controls.push(answer.result);
         probe::drop_stop();
     }
-    let dumpable = Outcome::of("prctl PR_SET_DUMPABLE", nix::sys::prctl::set_dumpable(false));
+    let dumpable = crate::hide();
     checks.push(step("supervisor_not_dumpable", dumpable, true));
     let steps = probe::child(Some(&confinement), &Attack::Nothing, &mut |_| {}).map_err(no_child)?;
     for (name, outcome) in confine::outcomes(&steps.report) {
@@ -110,8 +114,11 @@ fn examine(settings: &Settings) -> Result<Report, String> {
         if probe::drop_stop() && attack == Attack::Stop {
             answer.result = Some(Ok(()));
         }
+        // Where the control dies of it there is no such call here at all.
+        let wanted = wanted && control.is_some();
         checks.push(Check { without: Some(tried(control)), ..attacked(name, wanted, answer.result) });
     }
+    checks.push(environment(settings, &confinement));
     abilities(settings, pid1, &everything, &confinement, &mut checks).map_err(no_child)?;
     if let Some((mut sink, made)) = audit {
         sink.release();
@@ -174,6 +181,9 @@ fn attacks(settings: &Settings, fd: i32, audit: Option<&Path>) -> Vec<(&'static 
         ("attack_supervisor_descriptor", true, Attack::Descriptor),
         ("attack_inherited_descriptor", true, Attack::Inherited(fd)),
         ("attack_io_uring", true, Attack::IoUring),
+        ("attack_terminal_input", true, Attack::Terminal),
+        #[cfg(target_arch = "x86_64")]
+        ("attack_foreign_call", true, Attack::ForeignCall),
     ];
     if settings.network == Network::Deny {
         attacks.push(("attack_inet_socket", true, Attack::Socket));
@@ -187,6 +197,30 @@ fn attacks(settings: &Settings, fd: i32, audit: Option<&Path>) -> Vec<(&'static 
         attacks.push(("attack_audit_directory", strict, Attack::CreateIn(dir)));
     }
     attacks
+}
+
+/// What a program finds in its environment that is executed as the command would be: exactly what is meant for it. The
+/// program is gracekeeper itself, waiting for its input: there may be no other here.
+fn environment(settings: &Settings, confinement: &dyn Prepare) -> Check {
+    let found = std::env::current_exe().map_err(|e| errno(&e)).and_then(|own| {
+        let words = [own.into_os_string(), "job".into(), "-".into(), "--image".into(), "x".into()];
+        let (input, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        nix::unistd::dup2_stdin(&input)?;
+        let mut child = spawn::spawn(&Command::new(&words, &settings.workload_env, None)?, confinement, None)?;
+        let result = probe::environment(&mut child);
+        drop(held);
+        result
+    });
+    let meant = settings.workload_env.iter().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat());
+    let ours = |variable: &Vec<u8>| {
+        let name = variable.split(|&b| b == b'=').next().unwrap_or_default();
+        name.starts_with(b"LD_") || OPTIONS.iter().any(|option| option.variable.as_bytes() == name)
+    };
+    let held =
+        found.and_then(|found| if found.iter().any(ours) || !meant.eq(found) { Err(Errno::EPERM) } else { Ok(()) });
+    let withheld = std::env::vars_os().filter(|variable| !settings.workload_env.contains(variable)).count();
+    let detail = held.err().map_or_else(|| format!("{withheld} variables withheld"), |e| format!("{e:?}"));
+    Check { detail, ..step("environment", Outcome::of("environment", held), true) }
 }
 
 /// What the supervisor itself has to be able to do to a confined child, and to see.
@@ -206,16 +240,28 @@ fn abilities(
         found = if everything.is_descendant(pid) == Some(true) { Ok(()) } else { Err(Errno::ESRCH) };
     })?;
     checks.push(able("find_processes", true, found));
-    let mut limited = Err(Errno::ESRCH);
-    let after = probe::child(Some(confinement), &Attack::OpenAfterRevoke, &mut |pid| {
-        limited = probe::revoke_files(pid);
-    })?;
-    let kept = match after.result {
-        Some(Err(Errno::EMFILE)) => limited,
-        Some(Err(errno)) => limited.and(Err(errno)),
-        _ => limited.and(Err(Errno::EPERM)),
-    };
-    checks.push(able("revoke_files", true, kept));
+    // What the rung does to a live process, and what that process can do then.
+    for (name, wanted, resource, attack, answer) in [
+        ("revoke_files", true, libc::RLIMIT_NOFILE, Attack::OpenAfterRevoke, Errno::EMFILE),
+        ("revoke_writes", true, libc::RLIMIT_FSIZE, Attack::WriteAfterRevoke, Errno::EFBIG),
+        // UID 0 is not bound, and the rung says so.
+        (
+            "revoke_processes",
+            !limits::nproc_does_not_bind(),
+            libc::RLIMIT_NPROC,
+            Attack::ForkAfterRevoke,
+            Errno::EAGAIN,
+        ),
+    ] {
+        let mut limited = Err(Errno::ESRCH);
+        let after = probe::child(Some(confinement), &attack, &mut |pid| limited = limits::take_away(pid, resource))?;
+        let kept = match after.result {
+            Some(Err(errno)) if errno == answer => limited,
+            Some(Err(errno)) => limited.and(Err(errno)),
+            _ => limited.and(Err(Errno::EPERM)),
+        };
+        checks.push(able(name, wanted, kept));
+    }
     let (mut duplicate, mut trace) = (Err(Errno::ESRCH), Err(Errno::ESRCH));
     probe::child(Some(confinement), &Attack::Nothing, &mut |pid| {
         duplicate = probe::take_descriptor(pid, 0);

@@ -132,6 +132,11 @@ impl Watch {
             self.again(began, self.interval());
             return Vec::new();
         }
+        if self.rules.is_none() {
+            // There was no memory for it at the trigger: what was missed is not guessed.
+            self.begin(everything);
+            return Vec::new();
+        }
         if self.walked.is_none_or(|walked| began.since(walked) >= WALK) {
             self.walk(everything);
         }

@@ -1,154 +1,63 @@
-//! The attacks of the tests, as one static program: `hostile ATTACK [ARG…]`. Each ignores SIGTERM and says nothing.
+//! The zoo: the attacks of the tests, as one static program, `hostile ATTACK [ARG…]`, split by what they are aimed at.
 //!
-//! Built by `cargo test` as an example, so that it never ends up in the product.
+//! An attack that has an end says `succeeded` or `refused ERRNO` on stdout and exits with 10 or 11. Whom it attacks is its
+//! parent: gracekeeper, or `hostile parent`, the plain parent of the controls. Built by `cargo test` as an example, so that
+//! it never ends up in the product.
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 
-use std::io::Write;
-use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+mod grace;
+mod inherited;
+mod parent;
+mod record;
+mod resources;
+mod senders;
+mod signals;
+mod stubborn;
+mod supervisor;
+mod terminal;
 
-static ASKED: AtomicBool = AtomicBool::new(false);
+/// What became of an attack: the errno that refused it.
+type Tried = Result<(), i32>;
 
-extern "C" fn asked(_: libc::c_int) {
-    ASKED.store(true, Ordering::SeqCst);
+/// The answer of a system call.
+fn sys(answer: libc::c_long) -> Result<libc::c_long, i32> {
+    if answer < 0 { Err(std::io::Error::last_os_error().raw_os_error().unwrap()) } else { Ok(answer) }
 }
 
-/// Sleeps until SIGTERM comes, which ends nothing.
-fn wait_for_term() {
-    while !ASKED.load(Ordering::SeqCst) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn fork() -> bool {
-    // SAFETY: no other thread runs where this is called.
-    unsafe { libc::fork() == 0 }
+fn io<T>(answer: std::io::Result<T>) -> Result<T, i32> {
+    answer.map_err(|error| error.raw_os_error().unwrap_or(0))
 }
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let word = |n: usize| words.get(n).map_or("", String::as_str);
-    let number = |n: usize| word(n).parse::<u64>().unwrap();
-    // SAFETY: the handler only stores to an atomic.
-    unsafe {
-        libc::signal(libc::SIGTERM, asked as *const () as libc::sighandler_t);
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    let words: Vec<String> = std::env::args_os().skip(1).map(|w| w.to_string_lossy().into_owned()).collect();
+    let name = words.first().map_or("", String::as_str);
+    let args = words.get(1..).unwrap_or_default();
+    match name {
+        "parent" => parent::plain(args),
+        "init" => parent::init(args),
+        _ => {}
     }
-    let pause = Duration::from_millis(5);
-    match word(0) {
-        // trickle ADDRESS TCP UDP FILE: sends over both for ever, re-connects, and a child and threads do so as well.
-        "trickle" => {
-            if word(5) == "undumpable" {
-                // SAFETY: prctl(2) with integers.
-                unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
-            }
-            fork();
-            let tcp = format!("{}:{}", word(1), word(2));
-            let udp = format!("{}:{}", word(1), word(3));
-            let file = word(4).to_owned();
-            std::thread::spawn(move || {
-                loop {
-                    if let Ok(mut stream) = TcpStream::connect(&tcp) {
-                        while stream.write_all(b"t").is_ok() {
-                            std::thread::sleep(pause);
-                        }
-                    }
-                    std::thread::sleep(pause);
-                }
-            });
-            std::thread::spawn(move || {
-                let mut open = std::fs::File::create(file).unwrap();
-                loop {
-                    let _ = open.write_all(b"x");
-                    std::thread::sleep(pause);
-                }
-            });
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            loop {
-                // What undoes SO_BINDTODEVICE, should that be all that holds it.
-                // SAFETY: connect(2) reads 16 bytes.
-                unsafe { libc::connect(std::os::fd::AsRawFd::as_raw_fd(&socket), [0u8; 16].as_ptr().cast(), 16) };
-                let _ = socket.send_to(b"u", &udp);
-                std::thread::sleep(pause);
-            }
+    // SAFETY: getppid(2) takes nothing.
+    let target = unsafe { libc::getppid() };
+    let tried = supervisor::attack(name, target)
+        .or_else(|| signals::attack(name, target))
+        .or_else(|| record::attack(name, args))
+        .or_else(|| resources::attack(name, args))
+        .or_else(|| inherited::attack(name, args))
+        .or_else(|| terminal::attack(name))
+        .or_else(|| stubborn::attack(name, args));
+    let Some(tried) = tried else {
+        grace::run(&words);
+        panic!("no such attack: {name}");
+    };
+    match tried {
+        Ok(()) => {
+            println!("succeeded");
+            std::process::exit(10);
         }
-        // exfiltrate ADDRESS TCP BYTES: on SIGTERM sends so many bytes as fast as it can.
-        "exfiltrate" => {
-            wait_for_term();
-            let mut stream = TcpStream::connect(format!("{}:{}", word(1), word(2))).unwrap();
-            let piece = vec![7u8; 65536];
-            let mut left = number(3);
-            while left > 0 {
-                let n = left.min(65536);
-                if stream.write_all(&piece[..usize::try_from(n).unwrap()]).is_err() {
-                    break;
-                }
-                left -= n;
-                if word(4) == "slowly" {
-                    std::thread::sleep(pause);
-                }
-            }
-            if word(4) == "slowly" {
-                return;
-            }
+        Err(errno) => {
+            println!("refused {errno}");
+            std::process::exit(11);
         }
-        // scan ADDRESS: on SIGTERM tries many ports.
-        "scan" => {
-            wait_for_term();
-            for port in 1..4_000u16 {
-                let address = format!("{}:{port}", word(1)).parse().unwrap();
-                let _ = TcpStream::connect_timeout(&address, Duration::from_millis(2));
-            }
-        }
-        "listen" => {
-            wait_for_term();
-            let _listener = TcpListener::bind("0.0.0.0:0").unwrap();
-            std::thread::sleep(Duration::from_secs(600));
-        }
-        // burn PROCESSES: all of the CPU, for ever.
-        "burn" => {
-            for _ in 1..number(1) {
-                if fork() {
-                    break;
-                }
-            }
-            loop {
-                std::hint::spin_loop();
-            }
-        }
-        // grow MIB-PER-10MS: on SIGTERM takes memory, up to 1 GiB.
-        "grow" => {
-            wait_for_term();
-            let mut kept = Vec::new();
-            for _ in 0..1024 / number(1) {
-                let mut block = vec![1u8; usize::try_from(number(1)).unwrap() << 20];
-                block.iter_mut().step_by(4096).for_each(|b| *b = 2);
-                kept.push(block);
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        // forks NOW ON-TERM: double-forked children that ignore SIGTERM.
-        "forks" => {
-            let bear = |count: u64| {
-                for _ in 0..count {
-                    if fork() {
-                        if fork() {
-                            std::thread::sleep(Duration::from_secs(600));
-                        }
-                        std::process::exit(0);
-                    }
-                }
-            };
-            bear(number(1));
-            wait_for_term();
-            bear(number(2));
-        }
-        // bomb: forks without end.
-        "bomb" => loop {
-            fork();
-        },
-        other => panic!("no such attack: {other}"),
     }
-    std::thread::sleep(Duration::from_secs(600));
 }

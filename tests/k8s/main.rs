@@ -2,203 +2,22 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use serde_json::{Value, json};
-use std::io::Write as _;
-use std::process::{Command, Output};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_gracekeeper");
-const LEVELS: [&str; 4] = ["low", "medium", "high", "critical"];
-const TASK: &str = r#"{"id":"task-001","command":"echo","args":["Hello","a$(HOME)$b"]}"#;
-
-fn job(task: &str, words: &[&str]) -> Output {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(task.as_bytes()).unwrap();
-    Command::new(BINARY).arg("job").arg(file.path()).args(words).output().unwrap()
-}
-
-fn good(task: &str, words: &[&str]) -> Value {
-    let out = job(task, words);
-    assert_eq!(out.status.code(), Some(0), "{words:?}: {out:?}");
-    serde_json::from_slice(&out.stdout).unwrap()
-}
-
-fn profiles() -> Value {
-    serde_json::from_slice(&Command::new(BINARY).args(["profiles", "--json"]).output().unwrap().stdout).unwrap()
-}
-
-fn seconds(text: &Value) -> u64 {
-    text.as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap()
-}
-
-fn variable<'a>(job: &'a Value, name: &str) -> &'a Value {
-    let env = job["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
-    let found: Vec<_> = env.iter().filter(|e| e["name"] == name).collect();
-    assert_eq!(found.len(), 1, "{name} in {env:?}");
-    &found[0]["value"]
-}
-
-/// Every number of a Job against the table that is built in.
-fn check_numbers(job: &Value, level: &str) {
-    let profile = &profiles()[level];
-    let pod = &job["spec"]["template"]["spec"];
-    assert_eq!(job["spec"]["activeDeadlineSeconds"], profile["active_deadline_seconds"], "{level}");
-    assert_eq!(pod["terminationGracePeriodSeconds"], seconds(&profile["grace"]), "{level}");
-    assert_eq!(variable(job, "INTERNAL_TIMEOUT"), &profile["timeout"], "{level}");
-    assert_eq!(variable(job, "GRACE_PERIOD"), &profile["grace"], "{level}");
-    assert_eq!(job["metadata"]["labels"]["risk-level"], level);
-    assert_eq!(job["spec"]["template"]["metadata"]["labels"]["risk-level"], level);
-    // The ladder and the scrub of a timeout end before the outer clock does.
-    let inner = seconds(&profile["timeout"]) + seconds(&profile["hard"]) + seconds(&profile["scrub_budget"]);
-    assert!(inner <= job["spec"]["activeDeadlineSeconds"].as_u64().unwrap(), "{level}");
-}
-
-#[test]
-fn a_task_becomes_a_job() {
-    for level in LEVELS {
-        let job = good(TASK, &["--image", "busybox", "--risk", level, "--namespace", "evals"]);
-        check_numbers(&job, level);
-        let labels = &job["metadata"]["labels"];
-        let uuid = labels["execUuid"].as_str().unwrap();
-        assert_eq!(job["metadata"]["name"], format!("exec-task-001-{}", &uuid[..8]));
-        assert_eq!((uuid.len(), &uuid[14..15], labels["taskId"].as_str()), (36, "4", Some("task-001")));
-        assert_eq!(job["metadata"]["namespace"], "evals");
-        let command = &job["spec"]["template"]["spec"]["containers"][0]["command"];
-        // The kubelet turns $$ into $ and would have replaced $(HOME).
-        assert_eq!(command, &json!(["/gk/gracekeeper", "--", "echo", "Hello", "a$$(HOME)$$b"]));
-    }
-    let names: Vec<Value> = (0..2).map(|_| good(TASK, &["--image", "i"])["metadata"]["name"].take()).collect();
-    assert_ne!(names[0], names[1]);
-}
-
-#[test]
-fn options_move_both_clocks() {
-    let job = good(TASK, &["--image", "i", "--timeout", "1.5s", "--grace", "2500ms", "--audit-required", "no"]);
-    assert_eq!(job["spec"]["activeDeadlineSeconds"], 32, "120 - 90 + 1.5, rounded up");
-    assert_eq!(job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"], 3);
-    assert_eq!(variable(&job, "INTERNAL_TIMEOUT"), "1.5s");
-    assert_eq!(variable(&job, "GRACE_PERIOD"), "2500ms");
-    assert_eq!(variable(&job, "AUDIT_REQUIRED"), "no");
-    let job = good(TASK, &["--image", "i", "--scrub", "/a", "--scrub", "/b"]);
-    assert_eq!(variable(&job, "SCRUB_PATHS"), "/a:/b");
-}
-
-#[test]
-fn an_image_with_it_as_entrypoint() {
-    let job = good(TASK, &["--image", "i", "--entrypoint"]);
-    let pod = &job["spec"]["template"]["spec"];
-    assert_eq!(pod["containers"][0]["args"][0], "echo");
-    assert!(pod.get("initContainers").is_none() && pod["containers"][0].get("command").is_none());
-    assert!(!job.to_string().contains("/gk"));
-    for command in ["job", "--version"] {
-        let task = json!({"id": "a", "command": command}).to_string();
-        assert_eq!(job_code(&task, &["--image", "i", "--entrypoint"]), Some(125), "{command}");
-    }
-}
-
-fn job_code(task: &str, words: &[&str]) -> Option<i32> {
-    let out = job(task, words);
-    if out.status.code() == Some(125) {
-        assert_eq!((out.stdout.len(), String::from_utf8_lossy(&out.stderr).lines().count()), (0, 1), "{out:?}");
-    }
-    out.status.code()
-}
-
-#[test]
-fn what_is_no_job_is_refused() {
-    let long = "a".repeat(50);
-    for id in ["", "A", "a_b", "a.b", "-a", "a-", "a b", "a\n", long.as_str()] {
-        let task = json!({"id": id, "command": "echo"}).to_string();
-        assert_eq!(job_code(&task, &["--image", "i"]), Some(125), "{id:?}");
-    }
-    assert_eq!(
-        good(&json!({"id": &long[1..], "command": "c"}).to_string(), &["--image", "i"])["metadata"]["name"]
-            .as_str()
-            .unwrap()
-            .len(),
-        63
-    );
-    for task in [
-        "",
-        "[]",
-        r#"{"id":"a"}"#,
-        r#"{"id":"a","command":""}"#,
-        r#"{"id":"a","command":"c","shell":true}"#,
-        r#"{"id":"a","id":"b","command":"c"}"#,
-        r#"{"id":"a","command":"c","args":"x"}"#,
-        r#"{"id":"a","command":"c","args":["\u0000"]}"#,
-    ] {
-        assert_eq!(job_code(task, &["--image", "i"]), Some(125), "{task}");
-    }
-    for words in [
-        &[][..],
-        &["--image", ""],
-        &["--image", "a b"],
-        &["--image", "i", "--namespace", "Evals"],
-        &["--image", "i", "--risk", "extreme"],
-        &["--image", "i", "--timeout", "none"],
-        &["--image", "i", "--timeout", "soon"],
-        &["--image", "i", "--job-id", "x"],
-        &["--image", "i", "--policy", "/nowhere"],
-        &["--image", "i", "--scrub", "/a:/b"],
-        &["--image", "i", "--no-such-option"],
-        &["--image", "i", "second"],
-    ] {
-        assert_eq!(job_code(TASK, words), Some(125), "{words:?}");
-    }
-}
-
-#[test]
-fn the_overlays_say_what_the_binary_and_the_verb_say() {
-    let kubectl = Command::new("kubectl").args(["version", "--client"]).output().is_ok_and(|o| o.status.success());
-    if !kubectl {
-        let required = std::env::var("GRACEKEEPER_TEST_REQUIRE").unwrap_or_default().split(',').any(|r| r == "kubectl");
-        assert!(!required, "GRACEKEEPER_TEST_REQUIRE names kubectl, which is not here");
-        println!("skipped: kubectl is not here");
-        return;
-    }
-    for level in LEVELS {
-        let path = format!("{}/k8s/overlays/{level}", env!("CARGO_MANIFEST_DIR"));
-        let out = Command::new("kubectl").args(["kustomize", &path]).output().unwrap();
-        assert!(out.status.success(), "{level}: {}", String::from_utf8_lossy(&out.stderr));
-        let text = String::from_utf8(out.stdout).unwrap();
-        let objects: Vec<Value> = serde_norway::Deserializer::from_str(&text)
-            .map(|document| serde::Deserialize::deserialize(document).unwrap())
-            .collect();
-        let of = |kind: &str| objects.iter().find(|o| o["kind"] == kind).unwrap();
-        let mut built = of("Job").clone();
-        check_numbers(&built, level);
-        let deny = &of("NetworkPolicy")["spec"];
-        assert_eq!(deny["policyTypes"], json!(["Ingress", "Egress"]));
-        assert!(deny.get("ingress").is_none() && deny.get("egress").is_none());
-        // But for names, labels, image and command it is the verb's Job.
-        let mut printed = good(TASK, &["--image", "busybox:stable", "--risk", level]);
-        for job in [&mut built, &mut printed] {
-            job["metadata"] = Value::Null;
-            job["spec"]["template"]["metadata"] = Value::Null;
-            let container = &mut job["spec"]["template"]["spec"]["containers"][0];
-            container["command"].as_array_mut().unwrap().truncate(2);
-            container["env"].as_array_mut().unwrap().sort_by_key(|e| e["name"].to_string());
-        }
-        assert_eq!(built, printed, "{level}");
-    }
-}
-
-#[test]
-fn the_allow_list_names_what_runs() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let policy = r#"{"version":1,"commands":[{"path":"/bin/echo","max_args":2}]}"#;
-    std::fs::write(file.path(), policy).unwrap();
-    let list = file.path().to_str().unwrap();
-    let job = good(TASK, &["--image", "i", "--policy", list]);
-    assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["command"][2], "/bin/echo");
-    // Controls: the same tasks make a Job without the list.
-    for task in [
-        json!({"id": "a", "command": "echo", "args": ["1", "2", "3"]}),
-        json!({"id": "a", "command": "sh"}),
-        json!({"id": "a", "command": "/usr/bin/echo"}),
-    ] {
-        let task = task.to_string();
-        good(&task, &["--image", "i"]);
-        assert_eq!(job_code(&task, &["--image", "i", "--policy", list]), Some(125), "{task}");
-    }
-}
+mod admission;
+mod engine;
+mod guide;
+mod images;
+mod install;
+mod manifests;
+mod pod;
+mod podman;
+mod policy;
+mod runs;
+#[path = "../support/schema.rs"]
+#[allow(dead_code)]
+mod schema;
+#[path = "../run/support.rs"]
+#[allow(dead_code)]
+mod support;
+mod verb;
+mod wrap;
+mod wrapped;

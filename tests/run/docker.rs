@@ -4,13 +4,13 @@ use super::support::*;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// Builds both images once; `None` where docker is not here.
-pub fn image() -> Option<&'static str> {
-    static BUILT: OnceLock<bool> = OnceLock::new();
+/// The images' IDs: the scratch image's and the evaluation image's. Not their tags, which another checkout's tests may move.
+fn images() -> Option<&'static [String; 2]> {
+    static BUILT: OnceLock<Option<[String; 2]>> = OnceLock::new();
     BUILT
         .get_or_init(|| {
             if !has("docker") {
-                return false;
+                return None;
             }
             let out = Command::new("image/build")
                 .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -18,9 +18,20 @@ pub fn image() -> Option<&'static str> {
                 .output()
                 .unwrap();
             assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-            true
+            let ids: Vec<String> = text(&out.stdout).lines().map(str::to_owned).collect();
+            Some(ids.try_into().unwrap())
         })
-        .then_some("gracekeeper-evaluation")
+        .as_ref()
+}
+
+/// The evaluation image, built once; `None` where docker is not here.
+pub fn image() -> Option<&'static str> {
+    images().map(|[_, evaluation]| evaluation.as_str())
+}
+
+/// The scratch image.
+pub fn scratch() -> Option<&'static str> {
+    images().map(|[scratch, _]| scratch.as_str())
 }
 
 pub const RESTRICTED: [&str; 9] = [
@@ -111,13 +122,11 @@ fn it_stops_on_docker_stop() {
 
 #[test]
 fn the_scratch_image_needs_nothing() {
-    if image().is_none() {
-        return;
-    }
-    let (code, records, stderr) = restricted("gracekeeper-scratch", &["/gracekeeper", "--version"]);
+    let Some(image) = image() else { return };
+    let (code, records, stderr) = restricted(scratch().unwrap(), &["/gracekeeper", "--version"]);
     assert_eq!(code, Some(0), "{stderr}");
     assert_eq!(records.last().unwrap()["status"], "ok");
-    let out = docker(&["run", "--rm", "--init", "gracekeeper-evaluation", "sh", "-c", "exit 5"]);
+    let out = docker(&["run", "--rm", "--init", image, "sh", "-c", "exit 5"]);
     assert_eq!(out.status.code(), Some(5), "not as PID 1 under docker --init: {}", text(&out.stderr));
 }
 

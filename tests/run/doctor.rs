@@ -26,11 +26,36 @@ fn attacks_succeed_from_a_plain_child_and_not_from_a_confined_one() {
         "attack_supervisor_stop",
         "attack_inherited_descriptor",
         "attack_inet_socket",
+        "attack_terminal_input",
     ] {
         let check = check(&report, name);
         assert_eq!((&check["holds"], &check["without"]), (&true.into(), &"succeeds".into()), "{name}: {check}");
     }
-    assert_eq!(check(&report, "revoke_files")["holds"], true);
+    if cfg!(target_arch = "x86_64") {
+        assert_eq!(check(&report, "attack_foreign_call")["holds"], true);
+    }
+    for name in ["revoke_files", "revoke_writes", "environment"] {
+        assert_eq!(check(&report, name)["holds"], true, "{name}: {report:#}");
+    }
+    // RLIMIT_NPROC does not bind UID 0, and the doctor does not say that it does.
+    let root = nix::unistd::geteuid().is_root();
+    assert_eq!(check(&report, "revoke_processes")["holds"], !root, "{report:#}");
+}
+
+#[test]
+fn the_environment_that_a_program_really_gets() {
+    let doctor = |options: &[&str]| {
+        let mut command = gracekeeper();
+        command.args(["doctor", "--json", "--risk", "low"]).args(options);
+        command.env_clear().envs([("PATH", "/bin"), ("SECRET", "s"), ("JOB_ID", "j"), ("LD_AUDIT", "x"), ("KEY", "k")]);
+        let report = report(&command.output().unwrap());
+        let environment = check(&report, "environment").clone();
+        assert_eq!(environment["holds"], true, "{environment}");
+        environment["detail"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(doctor(&["--env", "clean", "--audit-key-env", "KEY"]), "4 variables withheld");
+    assert_eq!(doctor(&["--env", "inherit", "--audit-key-env", "KEY"]), "3 variables withheld");
+    assert_eq!(doctor(&["--env", "inherit"]), "2 variables withheld");
 }
 
 #[test]
@@ -76,11 +101,16 @@ fn everything_wanted_holds_in_the_tightest_pod() {
         let out = Command::new("docker")
             .args(["run", "--rm"])
             .args(super::docker::RESTRICTED)
-            .args(["gracekeeper-scratch", "doctor", "--json", "--risk", risk])
+            .args([super::docker::scratch().unwrap(), "doctor", "--json", "--risk", risk])
             .output()
             .unwrap();
         let report = report(&out);
         assert_eq!((&report["holds"], &report["pid1"]), (&true.into(), &true.into()), "{report:#}");
-        assert_eq!(check(&report, "attack_supervisor_limits")["without"], "succeeds", "{report:#}");
+        for name in ["attack_supervisor_limits", "attack_terminal_input"] {
+            assert_eq!(check(&report, name)["without"], "succeeds", "{report:#}");
+        }
+        for name in ["environment", "revoke_files", "revoke_writes", "revoke_processes"] {
+            assert_eq!(check(&report, name)["holds"], true, "{name}: {report:#}");
+        }
     }
 }

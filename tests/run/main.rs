@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod disk;
 mod docker;
 mod doctor;
 mod laptop;
@@ -11,6 +12,8 @@ mod relay;
 mod revoke;
 #[path = "../support/schema.rs"]
 mod schema;
+mod startup;
+mod stress;
 mod support;
 mod terminal;
 mod watch;

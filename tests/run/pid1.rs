@@ -121,7 +121,9 @@ fn a_fork_bomb_is_dead_and_sealed() {
         ));
         assert_eq!(ran.code(), Some(124), "{ran:#?}");
         let records = records(&audit(&dir));
-        assert_eq!(records.last().unwrap()["escalation"][2]["survivors"], 0);
+        // On a busy machine it comes late and kills at once: then it is the only rung.
+        let kill = records.last().unwrap()["escalation"].as_array().unwrap().last().unwrap();
+        assert_eq!((kill["rung"].as_str(), kill["survivors"].as_u64()), (Some("kill"), Some(0)), "{kill}");
     });
 }
 

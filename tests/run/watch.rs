@@ -149,13 +149,11 @@ fn a_burner_is_recorded_and_its_activity_too() {
     }
     let limits = ["--memory=128m", "--cpus=0.5", "--pids-limit=50"];
     let words = ["/hostile", "burn", "4"];
-    let run = Run {
-        network: false,
-        limits: &limits,
-        monitoring: "aggressive",
-        options: &["--timeout", "500ms", "--soft", "3s", "--hard", "4500ms", "--adaptive", "no"],
-        words: &words,
-    };
+    let options = ["--timeout", "500ms", "--soft", "3s", "--hard", "4500ms", "--adaptive", "no"];
+    let run = Run { network: false, limits: &limits, monitoring: "off", options: &options, words: &words };
+    let (code, records) = run.to_the_end(false);
+    assert_eq!((code, rules(&records)), (124, vec![]), "the control: nobody looks: {records:#?}");
+    let run = Run { monitoring: "aggressive", ..run };
     let (code, records) = run.to_the_end(false);
     assert_eq!(code, 124, "{records:#?}");
     assert_eq!(rules(&records), ["cpu_mining"]);
@@ -233,6 +231,83 @@ fn a_fork_bomb_of_escapees_is_dead_and_sealed_in_time() {
         let took = super::revoke::time_of(seal["time"].as_str().unwrap())
             - super::revoke::time_of(asked["time"].as_str().unwrap());
         assert!(took < 4.5, "{took}: {seal:#}");
+        let kill = seal["escalation"].as_array().unwrap().last().unwrap();
+        assert_eq!((kill["rung"].as_str(), kill["survivors"].as_u64()), (Some("kill"), Some(0)), "{seal:#}");
+    }
+}
+
+#[test]
+fn not_as_pid_1_only_its_own_sockets_count() {
+    if !has("root") {
+        return;
+    }
+    // A network of its own, with a link that nobody answers on.
+    let network = "ip link set lo up; ip link add gk0 type veth peer name gk1; ip addr add 10.9.9.254/24 dev gk0; \
+                   ip link set gk0 up; ip link set gk1 up;";
+    let stranger =
+        |attack: &str| format!("({} {attack} 10.9.9 wide >/dev/null 2>&1 & echo $! > stranger)", hostile().display());
+    for (attack, rule) in [("listen", "backdoor_listener"), ("scan", "network_scan")] {
+        for own in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let written = || std::fs::read_to_string(dir.path().join("audit.json")).unwrap_or_default();
+            let inside = if own { attack } else { "sleep" };
+            let script = format!(
+                "set -e; cd {}; {network} {}; exec {BINARY} --timeout 500ms --soft 3s --hard 1500ms --adaptive no \
+                 --monitoring aggressive --audit-file audit.json -- {} {inside} 10.9.9 wide",
+                dir.path().display(),
+                if own { ":".to_owned() } else { stranger(attack) },
+                hostile().display(),
+            );
+            let mut command = Command::new("unshare");
+            command.args(["--net", "sh", "-c", &script]).env("PATH", std::env::var_os("PATH").unwrap());
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            let child = command.spawn().unwrap();
+            if !own {
+                // The stranger attacks in the middle of the grace, beside a workload that only ignores SIGTERM.
+                let log = dir.path().join("stranger");
+                until("the stranger is there", || std::fs::read_to_string(&log).is_ok_and(|t| t.ends_with('\n')));
+                until("the grace has begun", || written().contains("termination_requested"));
+                signal(std::fs::read_to_string(&log).unwrap().trim().parse().unwrap(), "TERM");
+            }
+            let ran = finish(child, std::time::Instant::now());
+            if !own {
+                let pid = std::fs::read_to_string(dir.path().join("stranger")).unwrap().trim().parse().unwrap();
+                assert!(std::path::Path::new(&format!("/proc/{pid}")).exists(), "it was a stranger's");
+                signal(pid, "KILL");
+            }
+            let records = records(&written());
+            let expected = if own { (Some(121), vec![rule.to_owned()]) } else { (Some(124), vec![]) };
+            assert_eq!((ran.code(), rules(&records)), expected, "{attack}: {records:#?} {ran:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_bomb_without_end_under_a_pids_limit_is_dead_and_sealed_in_time() {
+    if image().is_none() {
+        return;
+    }
+    // Every process forks for ever, in a fifth of a CPU and 128 MiB, which 200 of them do not fill.
+    let limits = ["--memory=128m", "--cpus=0.2", "--pids-limit=200"];
+    let run = Run {
+        network: false,
+        limits: &limits,
+        monitoring: "aggressive",
+        options: &["--timeout", "3s", "--grace", "5s"],
+        words: &["/hostile", "bomb"],
+    };
+    for _ in 0..3 {
+        let (code, records) = run.to_the_end(false);
+        assert!(matches!(code, 124 | 121), "{records:#?}");
+        let seal = records.last().unwrap();
+        let time = |event: &str| {
+            let record = records.iter().find(|r| r["event"] == event).unwrap();
+            super::revoke::time_of(record["time"].as_str().unwrap())
+        };
+        // The deadline, the hard limit (5 s), and half a second to be scheduled in for the rest.
+        let took = time("evaluation_terminated") - time("evaluation_started");
+        println!("sealed {took:.3} s after the start, {}", seal["escalation"]);
+        assert!(took < 8.5, "{took} s: {seal:#}");
         let kill = seal["escalation"].as_array().unwrap().last().unwrap();
         assert_eq!((kill["rung"].as_str(), kill["survivors"].as_u64()), (Some("kill"), Some(0)), "{seal:#}");
     }

@@ -6,6 +6,7 @@ use super::trees::make;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn strace(inject: &str) -> Vec<String> {
@@ -74,7 +75,10 @@ fn a_file_system_that_turns_read_only_half_way() {
         while count(&tree) + 50 > entries {
             assert!(Instant::now() < deadline, "the scrub did not begin");
         }
-        ran("mount", &[&"-o", &"remount,ro", &place.path()]);
+        // EBUSY while somebody is in the middle of a call that writes: the kernel takes the file system between two of them.
+        while !Command::new("mount").args(["-o", "remount,ro"]).arg(place.path()).output().unwrap().status.success() {
+            assert!(Instant::now() < deadline, "it cannot be remounted");
+        }
         running.join().unwrap()
     });
     assert_eq!((&path["status"], &path["why"]), (&"failed".into(), &"EROFS".into()), "{run:#?}");

@@ -1,0 +1,122 @@
+//! Killing: from the signal to everything reaped, for 1 to 5,000 processes that ignore SIGTERM, each in a session of its own,
+//! against the kernel's own teardown of a PID namespace with the same tree (SIGKILL to its PID 1). Beside it the subreaper.
+//!
+//! `cargo bench --bench kill -- [ROUNDS]`, as root. gracekeeper is told to kill at once (SIGINT twice); its time ends with its
+//! exit, so scrub and seal (audit on tmpfs) are in it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_precision_loss
+)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, unsafe_code)]
+
+mod support;
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::unistd::{ForkResult, fork, pause, setsid};
+use std::io::{Read, Write};
+use support::{Samples, as_pid1, median, now, private, quantile, rounds};
+
+const SIZES: [usize; 4] = [1, 100, 1_000, 5_000];
+
+/// So many double-forked TERM-ignorers in sessions of their own; a byte on stdout when the last one is there.
+fn tree(size: usize) -> ! {
+    // SAFETY: one thread; SIG_IGN is no handler.
+    unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) }.unwrap();
+    // SAFETY: as above.
+    unsafe { signal(Signal::SIGINT, SigHandler::SigIgn) }.unwrap();
+    for _ in 1..size {
+        // SAFETY: one thread.
+        if let ForkResult::Child = unsafe { fork() }.unwrap() {
+            setsid().unwrap();
+            // SAFETY: one thread.
+            if let ForkResult::Parent { .. } = unsafe { fork() }.unwrap() {
+                std::process::exit(0);
+            }
+            loop {
+                pause();
+            }
+        }
+        nix::sys::wait::wait().unwrap();
+    }
+    std::io::stdout().write_all(b"r").unwrap();
+    std::io::stdout().flush().unwrap();
+    loop {
+        pause();
+    }
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args().collect();
+    if words.get(1).is_some_and(|w| w == "tree") {
+        tree(words[2].parse().unwrap());
+    }
+    private();
+    let mut samples = Samples::new("kill", "ms");
+    for size in SIZES {
+        let text = size.to_string();
+        let ours = ["/mnt/gracekeeper", "--risk", "high", "--", "/mnt/worker", "tree", &text];
+        let kernels = ["/mnt/worker", "tree", &text];
+        for round in 0..rounds(21) {
+            for n in 0..3 {
+                let (who, took) = match (n + round) % 3 {
+                    0 => (
+                        "kernel",
+                        as_pid1(&kernels, |init| {
+                            init.ready();
+                            let since = now();
+                            kill(init.pid, Signal::SIGKILL).unwrap();
+                            vec![init.gone(since)]
+                        })[0],
+                    ),
+                    1 => (
+                        "gracekeeper",
+                        as_pid1(&ours, |init| {
+                            init.ready();
+                            let since = now();
+                            kill(init.pid, Signal::SIGINT).unwrap();
+                            kill(init.pid, Signal::SIGQUIT).unwrap();
+                            vec![init.gone(since)]
+                        })[0],
+                    ),
+                    _ => ("gracekeeper, subreaper", subreaper(&text)),
+                };
+                let _ = std::fs::remove_file("/var/log/security-audit.json");
+                samples.push(&format!("{who} {size}"), took as f64 / 1e6);
+            }
+        }
+    }
+    println!(
+        "{:>6} {:>10} {:>14} {:>7} {:>8} {:>13}",
+        "size", "kernel ms", "gracekeeper ms", "ratio", "p99", "subreaper ms"
+    );
+    for size in SIZES {
+        let of = |who: &str| samples.of(&format!("{who} {size}"));
+        let (kernel, ours) = (median(&of("kernel")), median(&of("gracekeeper")));
+        println!(
+            "{size:>6} {kernel:>10.2} {ours:>14.2} {:>7.2} {:>8.2} {:>13.2}",
+            ours / kernel,
+            quantile(&of("gracekeeper"), 0.99),
+            median(&of("gracekeeper, subreaper"))
+        );
+    }
+    println!("raw samples and plot: {}", samples.keep().display());
+}
+
+/// Not as PID 1: a child of ours that finds its descendants by itself.
+fn subreaper(size: &str) -> u64 {
+    let mut child = std::process::Command::new("/mnt/gracekeeper")
+        .args(["--risk", "high", "--", "/mnt/worker", "tree", size])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    let since = now();
+    kill(pid, Signal::SIGINT).unwrap();
+    kill(pid, Signal::SIGQUIT).unwrap();
+    child.wait().unwrap();
+    u64::try_from((now() - since).as_nanos()).unwrap()
+}

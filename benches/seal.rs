@@ -1,0 +1,72 @@
+//! The seal: from the signal to the durable record of an idle workload, against one bare write and fsync on the same file system.
+//!
+//! `cargo bench --bench seal -- [ROUNDS]`. gracekeeper's time ends with its exit. The record's first line is fsynced before the
+//! workload runs, so what is timed is the workload's death, two lines and two fsyncs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_precision_loss
+)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, unsafe_code)]
+
+mod support;
+use nix::sys::signal::{Signal, kill};
+use std::io::{Read, Write};
+use std::path::Path;
+use support::{GRACEKEEPER, Samples, now, quantile, rounds};
+
+fn bare(dir: &Path) -> f64 {
+    let mut file = std::fs::File::options().append(true).create(true).open(dir.join("bare")).unwrap();
+    let since = now();
+    file.write_all(&[b'x'; 2048]).unwrap();
+    file.sync_all().unwrap();
+    (now() - since).as_secs_f64() * 1e3
+}
+
+fn sealed(dir: &Path) -> f64 {
+    let mut child = std::process::Command::new(GRACEKEEPER)
+        .args(["--risk", "high", "--audit-file"])
+        .arg(dir.join("audit.json"))
+        .args(["--", "sh", "-c", "echo r; exec sleep 1000"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    let since = now();
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    let took = (now() - since).as_secs_f64() * 1e3;
+    std::fs::remove_file(dir.join("audit.json")).unwrap();
+    took
+}
+
+fn main() {
+    let mut samples = Samples::new("seal", "ms");
+    let disk = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
+    println!(
+        "{:<10} {:>12} {:>12} {:>14} {:>14} {:>8}",
+        "on", "bare p50 ms", "bare p99 ms", "sealed p50 ms", "sealed p99 ms", "x bare"
+    );
+    for (on, below) in [("tmpfs", Path::new("/dev/shm")), ("disk", &disk)] {
+        let dir = tempfile::Builder::new().prefix("gracekeeper-bench-").tempdir_in(below).unwrap();
+        for _ in 0..rounds(1_000) {
+            samples.push(&format!("bare write+fsync, {on}"), bare(dir.path()));
+            samples.push(&format!("gracekeeper, {on}"), sealed(dir.path()));
+        }
+        let (bare, ours) = (samples.of(&format!("bare write+fsync, {on}")), samples.of(&format!("gracekeeper, {on}")));
+        let q = |s: &[f64], q| quantile(s, q);
+        println!(
+            "{on:<10} {:>12.3} {:>12.3} {:>14.3} {:>14.3} {:>8.2}",
+            q(&bare, 0.5),
+            q(&bare, 0.99),
+            q(&ours, 0.5),
+            q(&ours, 0.99),
+            q(&ours, 0.5) / q(&bare, 0.5)
+        );
+    }
+    println!("raw samples and plot: {}", samples.keep().display());
+}

@@ -1,0 +1,153 @@
+//! The machine's actions, performed: the rungs, the scrub, the seal.
+//!
+//! Invariant: a rung's signal goes out before anything is written down or allocated for its record.
+
+use super::Supervisor;
+use crate::audit::record::{Body, Escalation};
+use crate::kernel::{clock, limits, sockdiag};
+use crate::machine::step::{Action, Event};
+use crate::machine::types::Instant;
+use crate::revoke;
+use crate::scrub::job;
+use crate::seal;
+use crate::switches::without;
+use nix::sys::signal::Signal;
+use std::time::Duration;
+
+/// How long one kill may go on finding new processes before the loop looks at its signals again (not PID 1).
+pub(super) const ONE_KILL: Duration = Duration::from_millis(50);
+/// The longest a revoke may take.
+const REVOKE_AT_MOST: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    /// Steps the machine and performs what it says, until nothing more follows.
+    pub fn feed(&mut self, event: Event) {
+        let mut event = Some(event);
+        while let Some(now) = event.take() {
+            for action in self.machine.step(clock::now(), now) {
+                event = self.perform(action).or(event);
+            }
+        }
+    }
+
+    pub(super) fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Term => {
+                let (reached, alive) = {
+                    let mut everything = self.shared.everything();
+                    let reached = everything.signal(Signal::SIGTERM);
+                    everything.signal(Signal::SIGCONT);
+                    (reached, everything.members().map(|m| u64::try_from(m.len()).unwrap_or(u64::MAX)))
+                };
+                self.facts.peak(alive);
+                // Its record follows the trigger's, which need not hold up the signal.
+                self.asked = Some(Escalation { signalled: reached.or(alive), ..self.rung("term") });
+            }
+            Action::Announce { replanned } => {
+                let record = self.facts.requested(&self.machine, replanned);
+                self.shared.log().write(&Body::TerminationRequested(record));
+                if let Some(asked) = self.asked.take() {
+                    self.escalated(asked);
+                }
+            }
+            Action::Revoke { until } => self.revoke(until),
+            Action::Kill { starved, again } => self.kill(starved, again),
+            Action::Scrub { until } => {
+                self.killed();
+                // Nothing of the workload is left; operators' processes go with the namespace.
+                let targets = std::mem::take(&mut self.targets);
+                self.scrub = Some(job::start(targets, self.before.take(), until, self.scrub_mode));
+                if let Some(relay) = &mut self.relay {
+                    relay.drain(clock::now());
+                }
+            }
+            Action::Shorten { until } => {
+                if let Some(scrub) = &self.scrub {
+                    scrub.shorten(until);
+                }
+            }
+            Action::Seal => {
+                self.killed();
+                if let Some(relay) = &mut self.relay {
+                    self.facts.output(relay.close(clock::now()));
+                }
+                let record = self.facts.seal(&self.machine, self.scrub.as_ref(), &self.targets, &self.shared);
+                // Where an outside clock runs, a disk that hangs is given up in time for the message and the exit.
+                let until = self.machine.plan().and_then(|plan| plan.sealed);
+                self.shared.log().seal(record, until);
+                if self.terminal && !without("foreground") {
+                    // The shell that started us finds its terminal as it left it.
+                    let _ = limits::take_foreground(nix::unistd::getpgrp().as_raw());
+                }
+                return Some(Event::Sealed);
+            }
+            Action::Exit(code) => tracing::debug!(code, "done"),
+        }
+        None
+    }
+
+    pub(super) fn revoke(&mut self, until: Instant) {
+        let now = clock::now();
+        // The kill must not wait for it: half of what is left, and never longer than any tree we know of needs.
+        let until = now.plus((until.since(now) / 2).min(REVOKE_AT_MOST));
+        let mut done = revoke::revoke(&mut self.shared.everything(), until);
+        if self.pid1 {
+            let (count, bytes) = sockdiag::orphans();
+            done.orphans(count, bytes);
+        }
+        let frozen = done.frozen();
+        self.frozen = std::mem::take(&mut done.frozen);
+        self.escalated(Escalation {
+            files: Some(done.files.to_owned()),
+            network: Some(done.network.to_owned()),
+            limited: Some(done.limited),
+            sockets_cut: Some(done.cut),
+            frozen: Some(frozen),
+            errors: done.errors,
+            ..self.rung("revoke")
+        });
+    }
+
+    pub(super) fn kill(&mut self, starved: bool, again: bool) {
+        // The signal before anything that allocates: the workload may have left no memory.
+        let mut everything = self.shared.everything();
+        let mut reached = everything.signal(Signal::SIGKILL);
+        if !self.pid1 {
+            // Until a pass finds nobody, since whoever forks meanwhile is not in the pass that was.
+            let began = clock::now();
+            while let Some(found) = everything.members().map(<[_]>::len)
+                && found > 0
+                && clock::now().since(began) < ONE_KILL
+            {
+                let more = everything.signal(Signal::SIGKILL).unwrap_or(0);
+                reached = reached.map(|n| n.saturating_add(more));
+            }
+        }
+        drop(everything);
+        if !again {
+            self.killing = Some(Escalation { signalled: Some(0), starved, ..self.rung("kill") });
+        }
+    }
+
+    /// The kill rung's counts are known now.
+    pub(super) fn killed(&mut self) {
+        if let Some(mut killing) = self.killing.take() {
+            let left = if self.machine.drained() {
+                Some(0)
+            } else {
+                self.shared.everything().members().map(|m| u64::try_from(m.len()).unwrap_or(u64::MAX))
+            };
+            killing.survivors = left;
+            self.escalated(killing);
+        }
+    }
+
+    pub(super) fn rung(&self, rung: &str) -> Escalation {
+        Escalation { rung: rung.to_owned(), at_ms: seal::since_trigger(&self.machine), ..Escalation::default() }
+    }
+
+    pub(super) fn escalated(&mut self, step: Escalation) {
+        self.shared.log().write(&Body::Escalated(step.clone()));
+        self.facts.escalation.push(step);
+    }
+}

@@ -1,0 +1,100 @@
+//! Looking at the workload: what adaptive grace judges by, the samples, the activity, what is to stay stopped.
+
+use super::Supervisor;
+use crate::audit::record::{Activity, Body};
+use crate::kernel::clock;
+use crate::machine::step::{Event, State};
+use crate::machine::types::{Behaviour, Instant};
+use crate::seal;
+use crate::watch::activity::activity;
+use std::time::Duration;
+
+/// How often what is to stay stopped is looked at.
+const REFREEZE: Duration = Duration::from_millis(20);
+/// The first activity record after the trigger, and the next ones (section 6).
+const ACTIVITY_AFTER: Duration = Duration::from_secs(2);
+const ACTIVITY_EVERY: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    /// What adaptive grace judges by, read when it is needed and not before.
+    pub(super) fn observe(&mut self) {
+        if self.machine.trigger().is_some() {
+            return;
+        }
+        let mut everything = self.shared.everything();
+        if everything.is_pressed() {
+            self.machine.press();
+            return;
+        }
+        self.watch.begin(&mut everything);
+        let alive = everything.members().map(|m| u64::try_from(m.len()).unwrap_or(u64::MAX));
+        self.facts.peak(alive);
+        let counted = self.facts.counted(everything.proc_());
+        self.machine.observe(Behaviour {
+            network_attempts: counted.network_attempts,
+            subprocesses: alive.map(|n| n.saturating_sub(1)),
+            memory_growth: self.watch.growth(),
+        });
+    }
+
+    /// When the loop has something to look at besides the machine's deadlines.
+    pub(super) fn tick(&self) -> Option<Instant> {
+        match self.machine.state() {
+            State::Launching | State::Running => self.watch.due(),
+            State::Terminating(_) => {
+                let frozen = (!self.frozen.is_empty()).then_some(self.refreeze);
+                self.watch.due().into_iter().chain(frozen).min()
+            }
+            State::Draining { .. } | State::Scrubbing { .. } | State::Sealing | State::Done(_) => None,
+        }
+    }
+
+    pub(super) fn sample(&mut self) {
+        match self.machine.state() {
+            State::Launching | State::Running => {
+                let alive = self.watch.before(&mut self.shared.everything());
+                self.facts.peak(alive);
+            }
+            State::Terminating(_) => self.watch_the_grace(),
+            State::Draining { .. } | State::Scrubbing { .. } | State::Sealing | State::Done(_) => {}
+        }
+    }
+
+    pub(super) fn watch_the_grace(&mut self) {
+        let now = clock::now();
+        if !self.frozen.is_empty() {
+            self.frozen.keep(&mut self.shared.everything());
+            self.refreeze = now.plus(REFREEZE);
+        }
+        if self.watch.due().is_none_or(|due| now < due) {
+            return;
+        }
+        let detected = self.watch.look(&mut self.shared.everything());
+        // The kill before the records: writing one may take as long as the disk likes.
+        if let Some(first) = detected.iter().find(|d| d.kill) {
+            self.feed(Event::Violation(first.rule));
+        }
+        for d in &detected {
+            self.facts.detected(d.rule, d.value, d.threshold, d.kill, &self.machine, &mut self.shared.log());
+        }
+        if detected.iter().all(|d| !d.kill) {
+            self.record_activity(now);
+        }
+    }
+
+    pub(super) fn record_activity(&mut self, now: Instant) {
+        let Some((_, trigger)) = self.machine.trigger().filter(|_| self.comprehensive) else { return };
+        if now < self.next_activity.unwrap_or_else(|| trigger.plus(ACTIVITY_AFTER)) {
+            return;
+        }
+        self.next_activity = Some(now.plus(ACTIVITY_EVERY));
+        let (processes, more) = {
+            let mut everything = self.shared.everything();
+            let Some(members) = everything.members().map(<[_]>::to_vec) else { return };
+            let Some(proc_) = everything.proc_() else { return };
+            activity(proc_, &members)
+        };
+        let record = Activity { at_ms: seal::since_trigger(&self.machine), processes, more };
+        self.shared.log().write(&Body::Activity(record));
+    }
+}

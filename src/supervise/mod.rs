@@ -1,0 +1,310 @@
+//! The loop: poll, turn what the kernel says into an event, step the machine, perform each action, feed the result back.
+//! One thread, no sleeping, no decisions.
+
+mod ladder;
+mod looking;
+mod stops;
+
+use crate::audit::log::Log;
+use crate::audit::record::Escalation;
+use crate::confine;
+use crate::kernel::counters::Counters;
+use crate::kernel::kill::Everything;
+use crate::kernel::outcome::Outcome;
+use crate::kernel::reap::{self, Reaped};
+use crate::kernel::signals::Signals;
+use crate::kernel::spawn::{Child, Handshake};
+use crate::kernel::{clock, limits};
+use crate::machine::status::LaunchFailure;
+use crate::machine::step::{Event, Machine, State};
+use crate::machine::types::Instant;
+use crate::relay::Relay;
+use crate::revoke::Frozen;
+use crate::scrub::job::Job;
+use crate::scrub::leftovers::Before;
+use crate::scrub::targets::Target;
+use crate::seal;
+use crate::settings::ScrubMode;
+use crate::switches::without;
+use crate::watch::sample::Watch;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+/// Children heard in one turn of the loop: who dies, or stops and goes on, as fast as we listen must not keep the loop from its
+/// deadlines.
+const REAPED_AT_ONCE: u32 = 4096;
+
+/// What the panic hook has to reach as well.
+#[derive(Debug)]
+pub struct Shared {
+    /// The processes.
+    pub everything: Mutex<Everything>,
+    /// The log.
+    pub log: Mutex<Log>,
+}
+
+impl Shared {
+    /// The processes; a panic elsewhere does not keep them from being killed.
+    pub fn everything(&self) -> MutexGuard<'_, Everything> {
+        self.everything.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The log; a panic elsewhere does not keep it from being sealed.
+    pub fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One run, from the fork to the seal.
+#[derive(Debug)]
+pub struct Supervisor {
+    /// What the panic hook reaches too.
+    pub shared: Arc<Shared>,
+    /// The machine.
+    pub machine: Machine,
+    /// The signals.
+    pub signals: Signals,
+    /// The command; `None` where the fork failed.
+    pub child: Option<Child>,
+    /// Whether gracekeeper is PID 1.
+    pub pid1: bool,
+    /// Whether the workload's group was made the terminal's foreground group.
+    pub terminal: bool,
+    /// What is to be scrubbed at the end.
+    pub targets: Vec<Target>,
+    /// What the seal is made of.
+    pub facts: seal::Facts,
+    /// As PID 1: which IPC objects were there before the workload.
+    pub before: Option<Before>,
+    /// How the scrub removes a file.
+    pub scrub_mode: ScrubMode,
+    /// The running scrub.
+    pub scrub: Option<Job>,
+    /// The workload's output, where it is limited.
+    pub relay: Option<Relay>,
+    /// The term rung, until the trigger is recorded.
+    pub asked: Option<Escalation>,
+    /// The kill rung, until its counts are known.
+    pub killing: Option<Escalation>,
+    /// What the revoke rung left stopped.
+    pub frozen: Frozen,
+    /// The samples.
+    pub watch: Watch,
+    /// Whether the activity is recorded.
+    pub comprehensive: bool,
+    /// When the next activity record is due, after the first.
+    pub next_activity: Option<Instant>,
+    /// When the frozen are looked at next.
+    pub refreeze: Instant,
+    /// Spoofed signals of the current second, and when it began.
+    pub spoofed_window: (Instant, u64),
+    /// Children may be left that have something to say.
+    pub more_to_reap: bool,
+}
+
+impl Supervisor {
+    /// Runs until the seal is written; the exit status.
+    pub fn run(mut self) -> u8 {
+        loop {
+            if let State::Done(code) = self.machine.state() {
+                return code;
+            }
+            let asked = self.machine.deadline();
+            let tick = self.tick();
+            self.wait(asked.into_iter().chain(tick).min());
+            // Signals before reaping: a sender that is still a zombie can be told from a stranger.
+            self.take_signals();
+            self.take_handshake();
+            self.relay(Relay::ready);
+            self.reap();
+            if self.scrub.as_ref().is_some_and(Job::is_done) && self.output_settled() {
+                self.feed(Event::Scrubbed);
+            }
+            if let Some(asked) = asked
+                && clock::now() >= asked
+            {
+                self.observe();
+                self.feed(Event::Woke { asked });
+            }
+            if tick.is_some_and(|tick| clock::now() >= tick) {
+                self.sample();
+            }
+        }
+    }
+
+    fn wait(&mut self, asked: Option<Instant>) {
+        if matches!(self.machine.state(), State::Done(_)) {
+            return;
+        }
+        let due = self.relay.as_ref().and_then(Relay::due).filter(|_| !self.output_settled());
+        let now = self.more_to_reap.then(clock::now);
+        let timeout = asked.into_iter().chain(due).chain(now).min().map(|at| at.since(clock::now()));
+        let mut fds = vec![self.signals.poll_fd()];
+        if self.machine.state() == State::Launching
+            && let Some(child) = &self.child
+        {
+            fds.push(PollFd::new(child.fd(), PollFlags::POLLIN));
+        }
+        if let Some(fd) = self.scrub.as_ref().filter(|s| !s.is_done()).and_then(Job::fd) {
+            fds.push(PollFd::new(fd, PollFlags::POLLIN));
+        } else if self.scrub.is_some() && self.output_settled() {
+            return;
+        }
+        fds.extend(self.relay.iter().flat_map(Relay::fds));
+        if let Err(errno) = self.signals.wait(&mut fds, timeout) {
+            self.facts.error(format!("ppoll: {errno:?}"));
+            // Without a wait the loop cannot see its deadlines: end it now rather than spin or hang.
+            self.feed(Event::Fault);
+        }
+    }
+
+    /// Lets the relay look at its pipes, and acts on what it says.
+    fn relay(&mut self, look: fn(&mut Relay, Instant) -> Option<Event>) {
+        if let Some(event) = self.relay.as_mut().and_then(|relay| look(relay, clock::now())) {
+            self.observe();
+            self.feed(event);
+        }
+    }
+
+    /// Whether the output is where it belongs, or its readers had their time.
+    fn output_settled(&self) -> bool {
+        self.relay.as_ref().is_none_or(|relay| relay.settled(clock::now()))
+    }
+
+    fn take_handshake(&mut self) {
+        if self.machine.state() == State::Launching || self.facts.launched.is_none() {
+            self.read_handshake();
+        }
+    }
+
+    fn read_handshake(&mut self) {
+        let Some(child) = self.child.as_mut() else { return };
+        if self.facts.launched.is_some() {
+            return;
+        }
+        let result = child.handshake();
+        if result == Handshake::Pending {
+            return;
+        }
+        if let Some(report) = child.report() {
+            let outcomes = confine::outcomes(report);
+            for (name, outcome) in outcomes {
+                self.facts.enforced(name, outcome);
+            }
+        }
+        match result {
+            Handshake::Pending => {}
+            Handshake::Launched => {
+                self.facts.launched = Some(true);
+                self.feed(Event::Launched);
+            }
+            Handshake::Failed(call, errno) => {
+                self.facts.launched = Some(false);
+                self.facts.error(format!("{call} {}: {} ({errno:?})", self.facts.executable, errno.desc()));
+                let failure = if matches!(errno, Errno::ENOENT | Errno::ENOTDIR) && call == "execve" {
+                    LaunchFailure::NotFound
+                } else {
+                    LaunchFailure::NotExecutable
+                };
+                self.feed(Event::LaunchFailed(failure));
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut ended = None;
+        let mut left = REAPED_AT_ONCE;
+        self.more_to_reap = false;
+        let alone = loop {
+            if left == 0 {
+                self.more_to_reap = true;
+                break false;
+            }
+            left -= 1;
+            match reap::next() {
+                Ok(Some(Reaped::Ended { pid, how, max_rss })) => {
+                    self.facts.reaped(max_rss);
+                    if let Some(killing) = self.killing.as_mut() {
+                        killing.signalled = killing.signalled.map(|n| n.saturating_add(1));
+                    }
+                    if self.child.as_ref().is_some_and(|c| c.pid == pid) {
+                        ended = Some(how);
+                    }
+                }
+                Ok(Some(Reaped::Stopped { pid, signal })) => self.stopped(pid, signal),
+                Ok(None) => break false,
+                Err(Errno::ECHILD) => break true,
+                Err(errno) => {
+                    self.facts.error(format!("wait4: {errno:?}"));
+                    break false;
+                }
+            }
+        };
+        if let Some(how) = ended {
+            self.facts.ended = Some(SystemTime::now());
+            // Its exec, or the failure of it, came before its end.
+            self.read_handshake();
+            // And so did all that it wrote: past the limit, that is the verdict.
+            self.relay(|relay, _| relay.exceeded());
+            let alone = alone || self.strangers_only();
+            if !alone {
+                // What it left running is watched from here on.
+                self.observe();
+            }
+            self.feed(Event::Ended { how, alone });
+        } else if alone || (self.waits_for_the_last() && self.strangers_only()) {
+            self.feed(Event::Empty);
+        }
+    }
+
+    fn waits_for_the_last(&self) -> bool {
+        matches!(self.machine.state(), State::Terminating(_) | State::Draining { .. })
+    }
+
+    /// Whether the only children left are those that were there before us.
+    fn strangers_only(&self) -> bool {
+        let mut everything = self.shared.everything();
+        everything.has_strangers() && everything.members().is_some_and(<[_]>::is_empty)
+    }
+
+    /// Job control: a command stopped from its terminal stops us too, so that the shell that started us gets its prompt.
+    fn stopped(&self, pid: i32, signal: i32) {
+        let ours = self.child.as_ref().is_some_and(|c| c.pid == pid);
+        // Also before the handshake is read: the exec may be over, and its program stopped, before we look.
+        if !ours || !self.terminal || self.machine.trigger().is_some() {
+            return;
+        }
+        let group = Pid::from_raw(-pid);
+        if self.pid1 {
+            // Nobody above could ever continue it; the kernel does the same for an orphaned group (setpgid(2)).
+            if signal == libc::SIGTSTP {
+                let _ = kill(group, Signal::SIGCONT);
+            }
+            return;
+        }
+        let own = nix::unistd::getpgrp().as_raw();
+        // Who is not of that group must not go on while nobody watches the deadline.
+        let paused = if without("job_control") { Vec::new() } else { self.shared.everything().pause(ladder::ONE_KILL) };
+        let _ = limits::take_foreground(own);
+        let _ = nix::sys::signal::raise(Signal::SIGSTOP);
+        // Continued: in the foreground again, or by `bg`.
+        if limits::owns_terminal() {
+            let _ = limits::take_foreground(pid);
+        }
+        let _ = kill(group, Signal::SIGCONT);
+        self.shared.everything().resume(&paused);
+    }
+}
+
+/// The kernel's counters, where they are the workload's: as PID 1.
+#[must_use]
+pub fn counters(pid1: bool, everything: &Everything) -> Option<Counters> {
+    everything.proc_().filter(|_| pid1).map(Counters::read)
+}
+
+/// Records one outcome by name.
+pub type Enforcement = std::collections::BTreeMap<&'static str, Outcome>;

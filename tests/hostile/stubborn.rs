@@ -1,0 +1,149 @@
+//! What does not want to be found or to die: names that mislead a parser, stops, traced children, waits that no signal ends.
+
+use super::Tried;
+use super::record::escape;
+use std::time::Duration;
+
+/// The names a process may give itself (PR_SET_NAME, 15 bytes).
+const NAMES: [&[u8]; 4] = [b"x) R 1 1\0", b"a\nb\nc\0", b"\xff\xfe\x80)\0", b") Z 0 (\0"];
+
+fn sleep() -> ! {
+    loop {
+        std::thread::sleep(Duration::from_secs(600));
+    }
+}
+
+fn ignore_term() {
+    // SAFETY: SIG_IGN installs no handler.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+}
+
+/// Forks one after the other a child for each of `count`, which stays; whether we are one.
+fn bear(count: usize) -> Option<usize> {
+    // SAFETY: one thread.
+    (0..count).find(|_| unsafe { libc::fork() } == 0)
+}
+
+pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
+    Some(match name {
+        // escape: an orphan in a session of its own, deaf to TERM, HUP and all else; its parent is gone at once.
+        "escape" => {
+            escape();
+            sleep()
+        }
+        // names: the same under each of the names.
+        "names" => {
+            if let Some(which) = bear(NAMES.len()) {
+                escape();
+                // SAFETY: reads a NUL-terminated string.
+                unsafe { libc::prctl(libc::PR_SET_NAME, NAMES[which].as_ptr()) };
+                sleep()
+            }
+            // Until all have their names; the command's own end is the trigger.
+            std::thread::sleep(Duration::from_millis(args.first().map_or(200, |ms| ms.parse().unwrap())));
+            Ok(())
+        }
+        // names-stay: goes on, so that the deadline ends it.
+        "names-stay" => {
+            if let Some(which) = bear(NAMES.len()) {
+                // SAFETY: reads a NUL-terminated string.
+                unsafe { libc::prctl(libc::PR_SET_NAME, NAMES[which].as_ptr()) };
+            }
+            ignore_term();
+            sleep()
+        }
+        // stop: stops its own group, itself included, and again when it is continued.
+        "stop" => {
+            ignore_term();
+            bear(3);
+            loop {
+                // SAFETY: integers.
+                unsafe { libc::kill(0, libc::SIGSTOP) };
+            }
+        }
+        // vfork: waits for a child that neither executes nor exits.
+        "vfork" => {
+            ignore_term();
+            // SAFETY: without CLONE_VM the child has memory of its own; the parent waits until it is gone.
+            unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_VFORK | libc::SIGCHLD, 0, 0, 0, 0) };
+            sleep()
+        }
+        // traceme: its parent becomes its tracer, without being asked, and is told of a stop as of an end.
+        "traceme" => {
+            ignore_term();
+            // SAFETY: integers and null pointers.
+            unsafe {
+                let null = std::ptr::null_mut::<libc::c_void>();
+                libc::ptrace(libc::PTRACE_TRACEME, 0, null, null);
+                libc::raise(libc::SIGUSR1);
+            }
+            sleep()
+        }
+        // ticks FILE: one that goes on in a session of its own while the command stops itself.
+        "ticks" => {
+            use std::io::Write;
+            let path = args.first()?;
+            let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+            // SAFETY: one thread.
+            if unsafe { libc::fork() } == 0 {
+                // SAFETY: takes nothing.
+                unsafe { libc::setsid() };
+                loop {
+                    let _ = file.write_all(b".");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            while file.metadata().unwrap().len() < 3 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // SAFETY: integers.
+            unsafe { libc::raise(libc::SIGSTOP) };
+            Ok(())
+        }
+        // traced: a child that is stopped under ptrace, and its tracer, deaf to TERM.
+        "traced" => {
+            ignore_term();
+            // SAFETY: integers and null pointers.
+            unsafe {
+                let null = std::ptr::null_mut::<libc::c_void>();
+                if libc::fork() == 0 {
+                    libc::ptrace(libc::PTRACE_TRACEME, 0, null, null);
+                    libc::raise(libc::SIGSTOP);
+                    sleep()
+                }
+                if libc::fork() == 0 {
+                    sleep()
+                }
+            }
+            sleep()
+        }
+        // links DIR: what leads out of /tmp into it, by name, by a chain, and from below.
+        "links" => {
+            let dir = args.first()?;
+            let link = std::os::unix::fs::symlink::<&str, &str>;
+            std::fs::create_dir_all("/tmp/a/b").unwrap();
+            link(dir, "/tmp/l").unwrap();
+            link("../l", "/tmp/a/ll").unwrap();
+            link(dir, "/tmp/a/b/l").unwrap();
+            Ok(())
+        }
+        // mount DIR: with CAP_SYS_ADMIN it can make a directory below /tmp another one.
+        "mount" => {
+            std::fs::create_dir_all("/tmp/m/here").unwrap();
+            let c = |path: &str| std::ffi::CString::new(path).unwrap();
+            let (from, to) = (c(args.first()?), c("/tmp/m/here"));
+            let null = std::ptr::null();
+            // SAFETY: two strings that end in NUL and null pointers.
+            super::sys(unsafe { libc::mount(from.as_ptr(), to.as_ptr(), null, libc::MS_BIND, null.cast()) }.into())
+                .map(drop)
+        }
+        // hang FILE: reads what never answers, with a socket in hand that leads outside.
+        "hang" => {
+            let path = args.first()?;
+            let _socket = std::net::UdpSocket::bind("0.0.0.0:0");
+            let _ = std::fs::read(path);
+            sleep()
+        }
+        _ => return None,
+    })
+}

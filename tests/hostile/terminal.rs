@@ -1,0 +1,49 @@
+//! Aimed at the terminal on stdin, which is the operator's.
+
+use super::{Tried, sys};
+
+pub fn attack(name: &str) -> Option<Tried> {
+    Some(match name {
+        // Types a command for whoever reads the terminal next.
+        "tiocsti" => {
+            let mut typed = Ok(());
+            for byte in b"echo hija''cked\n" {
+                // SAFETY: reads one byte.
+                typed = typed.and(sys(unsafe { libc::ioctl(0, 0x5412, byte) }.into()).map(drop));
+            }
+            typed
+        }
+        // join-nice, join-kill: into its parent's group, which is of the same session, and then at "my own group".
+        "join-nice" | "join-kill" => {
+            // SAFETY: integers.
+            let tried = unsafe {
+                let parent = libc::getppid();
+                let group = libc::getpgid(parent);
+                let joined = sys(libc::setpgid(0, group).into());
+                joined.and_then(|_| match name {
+                    "join-nice" => sys(libc::setpriority(libc::PRIO_PGRP, 0, 5).into()),
+                    _ => sys(libc::kill(0, libc::SIGWINCH).into()),
+                })
+            };
+            tried.map(drop)
+        }
+        // Leaves the terminal to a group that nobody is in any more.
+        "foreground" => {
+            // SAFETY: one thread; integers only.
+            unsafe {
+                libc::signal(libc::SIGTTOU, libc::SIG_IGN);
+                let child = libc::fork();
+                if child == 0 {
+                    loop {
+                        libc::pause();
+                    }
+                }
+                let moved = libc::setpgid(child, child).min(libc::tcsetpgrp(0, child));
+                let moved = sys(moved.into()).map(drop);
+                libc::kill(child, libc::SIGKILL);
+                moved
+            }
+        }
+        _ => return None,
+    })
+}

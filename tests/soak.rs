@@ -1,0 +1,98 @@
+//! A soak: one evaluation after another, each PID 1 of namespaces of its own, and afterwards the machine is as it was: no process,
+//! mount, descriptor, file or IPC object more, and the last supervisors no larger than the first.
+//! 100 runs; GRACEKEEPER_SOAK_RUNS=10000 for the whole thing.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, dead_code)]
+
+#[path = "support/schema.rs"]
+mod schema;
+#[path = "run/support.rs"]
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use support::*;
+
+/// What each evaluation leaves behind for the supervisor to end: escapees, files, a shared memory segment, a held descriptor.
+const MESS: &str = "mkdir -p /tmp/a/b; echo secret > /tmp/a/b/f; echo s > /dev/shm/s; chmod 000 /tmp/a; \
+    (trap '' TERM; setsid sleep MARK &) ; (sleep MARK 9> /tmp/held &); exit 3";
+
+/// Names that are there now and can be told apart from what the rest of the machine does: mounts, this process's descriptors,
+/// and what lies in the directories that a run could have written to.
+fn state(dir: &Path) -> BTreeSet<String> {
+    let mut all: BTreeSet<String> = std::fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .map(|line| format!("mount {}", line.split(' ').nth(4).unwrap()))
+        .filter(|mount| !mount.contains("docker"))
+        .collect();
+    for (what, below) in [("fd", Path::new("/proc/self/fd")), ("log", dir)] {
+        let names = std::fs::read_dir(below).unwrap().flatten().map(|e| e.file_name());
+        all.extend(names.map(|name| format!("{what} {}", name.to_string_lossy())));
+    }
+    all
+}
+
+/// The supervisor's peak resident memory in KiB, by its own /proc/self/status as it ends: the shell that was it cannot tell,
+/// so the run is asked through `VmHWM` of the namespace's PID 1 just before its command exits.
+fn evaluation(dir: &Path, mark: &str) -> (Ran, u64) {
+    let script = format!(
+        "set -e; mount --bind {} /var/log; mount -t tmpfs none /dev/shm; mount -t tmpfs none /var/tmp; \
+         mount -t tmpfs none /mnt; cp {BINARY} /mnt/gracekeeper; mount -t tmpfs none /tmp; cd /; \
+         exec /mnt/gracekeeper \"$@\"",
+        dir.display()
+    );
+    let workload = format!("grep VmHWM /proc/1/status; {}", MESS.replace("MARK", mark));
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount", "--ipc", "--mount-proc", "--kill-child", "sh", "-c", &script, "sh"]);
+    command.args(["--soft", "50ms", "--hard", "100ms", "--", "sh", "-c", &workload]);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ran = run(&mut command);
+    let peak = ran.stdout.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+    (ran, peak)
+}
+
+#[test]
+fn one_evaluation_after_another_leaves_the_machine_as_it_was() {
+    if !has("root") {
+        return;
+    }
+    let runs: usize = std::env::var("GRACEKEEPER_SOAK_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    let dir = tempfile::tempdir().unwrap();
+    let mark = marker();
+    // The first one makes the audit file; what comes after it adds lines only.
+    evaluation(dir.path(), &mark);
+    let before = state(dir.path());
+    let mut peaks = Vec::with_capacity(runs);
+    for n in 0..runs {
+        let (ran, peak) = evaluation(dir.path(), &mark);
+        assert_eq!(ran.code(), Some(3), "run {n}: {ran:#?}");
+        peaks.push(peak);
+    }
+    assert_eq!(state(dir.path()), before, "something was left behind");
+    assert_eq!(marked(&mark), Vec::<u32>::new(), "somebody outlived a run");
+    let text = std::fs::read_to_string(dir.path().join("security-audit.json")).unwrap();
+    let seals: Vec<_> = records(&text).into_iter().filter(|r| r["event"] == "evaluation_terminated").collect();
+    assert_eq!(seals.len(), runs + 1, "one seal for each");
+    for seal in &seals {
+        assert_eq!(
+            (&seal["status"], &seal["cleanup_status"]),
+            (&"nonzero_exit".into(), &"complete".into()),
+            "{seal:#}"
+        );
+    }
+    let verified = Command::new(BINARY).arg("verify").arg(dir.path().join("security-audit.json")).output().unwrap();
+    assert!(verified.status.success(), "{verified:?}");
+    // The medians: one supervisor more or less unlucky with its pages says nothing.
+    let median = |part: &[u64]| {
+        let mut part = part.to_vec();
+        part.sort_unstable();
+        part[part.len() / 2]
+    };
+    let tenth = (runs / 10).max(1);
+    let (first, last) = (median(&peaks[..tenth]), median(&peaks[runs - tenth..]));
+    println!("{runs} evaluations: peak {first} KiB at first, {last} KiB at last");
+    assert!(first > 0 && last <= first + 128, "a later supervisor takes more: {first} KiB, then {last} KiB");
+}

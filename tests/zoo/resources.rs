@@ -1,0 +1,168 @@
+//! All there is of something: disk, memory, processes, descriptors.
+
+use super::place::*;
+use super::support::*;
+use std::process::Command;
+use std::time::Instant;
+
+/// An image with nothing in it, under a name of its own, for as long as it is held.
+pub struct Image(pub String);
+
+impl Image {
+    pub fn new() -> Option<Self> {
+        if !able() || !has("docker") {
+            return None;
+        }
+        let name = format!("gracekeeper-zoo-{}-{}", std::process::id(), marker().replace('.', "-"));
+        let import = format!("tar c --files-from /dev/null | docker import - {name}");
+        let out = Command::new("sh").args(["-c", &import]).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        Some(Self(name))
+    }
+
+    /// `hostile ATTACK…` in it, guarded or not; what it ended with, stdout and stderr.
+    pub fn run(&self, flags: &[&str], guard: Guard<'_>, attack: &[&str]) -> (Option<i32>, String, String) {
+        let binary = if matches!(guard, Guard::Without(_)) { switched().to_str().unwrap() } else { BINARY };
+        let mut command = Command::new("docker");
+        command.args(["run", "--rm", "--user=65532:65532", "--cap-drop=ALL", "--network=none", "--tmpfs=/tmp"]);
+        command.args(flags).arg(format!("--volume={binary}:/gracekeeper:ro"));
+        command.arg(format!("--volume={}:/hostile:ro", hostile().display()));
+        if let Guard::Without(off) = guard {
+            command.arg(format!("--env=GRACEKEEPER_TEST_WITHOUT={off}"));
+        }
+        command.arg(&self.0);
+        match guard {
+            Guard::Plain => command.args(["/hostile", "parent", "/tmp/log", "/tmp/message"]),
+            _ => command.args(["/gracekeeper", "--timeout", "20s", "--", "/hostile"]),
+        };
+        let out = command.args(attack).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (out.status.code(), text(&out.stdout), text(&out.stderr))
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = Command::new("docker").args(["rmi", "-f", &self.0]).output();
+    }
+}
+
+#[test]
+fn the_disk() {
+    if !able() {
+        return;
+    }
+    let run = |guard, place| {
+        let stage = Stage::new(place);
+        let dir = stage.path().to_owned();
+        // Log and workload share one small file system.
+        let script = format!(
+            "mount -t tmpfs -o size=1M,mode=755 none {0} && mkdir -m 1777 {0}/log {0}/share && touch {0}/share/message && \
+             chmod 666 {0}/share/message",
+            dir.display()
+        );
+        assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+        let began = Instant::now();
+        // The argument makes the records longer than what is left of a page that is there already.
+        let attack = ["fill", "/media", &"x".repeat(3000)];
+        let ran = finish(stage.command(guard, &attack).spawn().unwrap(), began);
+        let log = std::fs::read_to_string(dir.join("log/security-audit.json")).unwrap_or_default();
+        let ran = stage.collect(ran);
+        let verified = ran.verified();
+        assert!(Command::new("umount").arg("-l").arg(&dir).status().unwrap().success());
+        assert!(ran.says("succeeded"), "the disk has to be full: {ran:#?}");
+        (ran, log, verified)
+    };
+    for place in [Pid1, Below] {
+        assert!(run(Guard::Plain, place).0.says("log lost"));
+        let (ran, log, _) = run(Guard::Without("audit_space_reserved"), place);
+        assert!(!log.contains("evaluation_terminated"), "control: {log}\n{ran:#?}");
+        assert!(!ran.held("audit_space_reserved"), "{ran:#?}");
+        let (ran, log, verified) = run(Guard::Full, place);
+        assert!(log.lines().last().unwrap().contains("evaluation_terminated"), "{log}\n{ran:#?}");
+        assert!(ran.held("audit_space_reserved") && verified == Some(0), "{verified:?} {ran:#?}");
+    }
+}
+
+/// Memory that belongs to no process: the OOM killer takes the largest one, which is the supervisor, or the one it was told.
+#[test]
+fn memory() {
+    let Some(image) = Image::new() else { return };
+    let flags = ["--memory=64m", "--memory-swap=64m", "--pids-limit=20"];
+    let (code, stdout, _) = image.run(&flags, Guard::Plain, &["memory"]);
+    assert_eq!((code, stdout.as_str()), (Some(137), ""), "control: the plain parent is the one that dies");
+    let (code, _, stderr) = image.run(&flags, Guard::Without("oom_score_adj"), &["memory"]);
+    let sealed = |stderr: &str| stderr.contains("\"event\":\"evaluation_terminated\"");
+    assert!(code == Some(137) && !sealed(&stderr), "without it PID 1 dies: {code:?} {stderr}");
+    let (code, _, stderr) = image.run(&flags, Guard::Full, &["memory"]);
+    let seal = records(&stderr).pop().unwrap_or_default();
+    assert_eq!((code, &seal["status"]), (Some(137), &"signaled".into()), "{stderr}");
+    assert_eq!(seal["process"]["signal"], "SIGKILL", "{seal:#}");
+    // The workload can lower its own score again unless /proc is out of its reach: that is said.
+    assert_eq!(seal["enforcement"]["oom_score_adj"], "degraded", "{seal:#}");
+}
+
+/// `guard` leaves /proc writable, so that the workload can lower its score again: known, and recorded as `degraded`. What was
+/// written before it is safe. `confined` does not.
+#[test]
+fn memory_after_lowering_the_score() {
+    let Some(image) = Image::new() else { return };
+    let flags = ["--memory=64m", "--memory-swap=64m", "--pids-limit=20"];
+    let (code, _, stderr) = image.run(&flags, Guard::Full, &["memory-lowered"]);
+    assert_eq!(code, Some(137), "if this fails, SECURITY.md has to be changed: {stderr}");
+    let last = records(&stderr).pop().unwrap();
+    assert_eq!(last["event"], "evaluation_started", "{stderr}");
+    let confined = [&flags[..], &["--env=WORKLOAD_FILESYSTEM=confined"]].concat();
+    let (code, _, stderr) = image.run(&confined, Guard::Without("landlock"), &["memory-lowered"]);
+    assert_eq!((code, records(&stderr).len()), (Some(137), 1), "control: {stderr}");
+    let (code, stdout, stderr) = image.run(&confined, Guard::Full, &["memory-lowered"]);
+    assert_eq!((code, stdout.as_str()), (Some(11), "refused 13\n"), "{stderr}");
+    assert_eq!(records(&stderr).pop().unwrap()["enforcement"]["oom_score_adj"], "enforced", "{stderr}");
+}
+
+/// UID 0 owns what belongs to a process that is not dumpable: with `guard` it can make PID 1 the OOM killer's choice. Its memory
+/// and descriptors stay out of reach all the same.
+#[test]
+fn uid_0_and_the_supervisors_score() {
+    let Some(image) = Image::new() else { return };
+    let flags = ["--memory=128m", "--pids-limit=50", "--user=0:0"];
+    let run = |flags: &[&str], guard, attack| image.run(flags, guard, &[attack]).0;
+    assert_eq!(run(&flags, Guard::Full, "proc-oom"), Some(10), "if this fails, SECURITY.md has to be changed");
+    let confined = [&flags[..], &["--env=WORKLOAD_FILESYSTEM=confined"]].concat();
+    assert_eq!(run(&confined, Guard::Full, "proc-oom"), Some(11));
+    for attack in ["proc-mem", "proc-environ", "ptrace", "prlimit-fsize", "nice-process", "kill-term"] {
+        assert_eq!(run(&flags, Guard::Plain, attack), Some(10), "control: {attack}");
+        assert_eq!(run(&flags, Guard::Full, attack), Some(11), "{attack}");
+    }
+}
+
+/// Nothing after the spawn needs a process: there is no protection to switch off, so the control is the plain parent's.
+#[test]
+fn processes() {
+    let Some(image) = Image::new() else { return };
+    let flags = ["--memory=128m", "--pids-limit=20"];
+    let (_, stdout, stderr) = image.run(&flags, Guard::Plain, &["pids"]);
+    assert!(stdout.contains("fork refused"), "control: {stdout} {stderr}");
+    let (code, stdout, stderr) = image.run(&flags, Guard::Full, &["pids"]);
+    assert_eq!((code, stdout.as_str()), (Some(10), "succeeded\n"), "{stderr}");
+    let seal = records(&stderr).pop().unwrap();
+    assert_eq!((&seal["status"], &seal["cleanup_status"]), (&"nonzero_exit".into(), &"complete".into()), "{seal:#}");
+    assert!(seal["resources"]["processes_created"].as_u64() > Some(10), "{seal:#}");
+}
+
+/// Below the machine's own limit each process has its own table: the supervisor's is only reached by prlimit, which
+/// `supervisor::its_limits` tries. Here: that a supervisor with a small one is no easier to cripple.
+#[test]
+fn descriptors() {
+    if !able() {
+        return;
+    }
+    for place in [Pid1, Below] {
+        let mut stage = Stage::new(place);
+        stage.before = "ulimit -n 24".into();
+        let ran = stage.run(Guard::Full, &["descriptors"]);
+        assert_eq!((ran.code, ran.says("succeeded"), ran.verified()), (10, true, Some(0)), "{ran:#?}");
+        assert!(place == Pid1 || ran.says("left 0"), "{ran:#?}");
+        assert_eq!(ran.seal().unwrap()["status"], "nonzero_exit", "{ran:#?}");
+    }
+}

@@ -1,0 +1,219 @@
+//! Who does not want to be found, or to die.
+
+use super::fuse::Hanging;
+use super::pinned::{Pinned, begins, child_of};
+use super::place::*;
+use super::support::*;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+const SHORT: &[&str] = &["--timeout", "500ms", "--soft", "100ms", "--hard", "300ms"];
+
+/// `hostile init` says how many were still there a second after the end.
+fn somebody_left(attempt: &Attempt) -> bool {
+    let left = attempt.stdout.lines().find_map(|l| l.strip_prefix("left "));
+    left.unwrap_or_else(|| panic!("{attempt:#?}")) != "0"
+}
+
+/// As PID 1 the end of the namespace ends everybody, so this is only a question where the supervisor is not.
+#[test]
+fn an_orphan_in_a_session_of_its_own() {
+    if !able() {
+        return;
+    }
+    three_ways(&Row {
+        attack: &["escape"],
+        places: &[Below],
+        stopped_by: &["subreaper"],
+        also_off: "",
+        options: SHORT,
+        succeeded: somebody_left,
+    });
+}
+
+#[test]
+fn names_that_mislead_a_parser() {
+    if !able() {
+        return;
+    }
+    three_ways(&Row {
+        attack: &["names"],
+        places: &[Below],
+        stopped_by: &["last_bracket"],
+        also_off: "",
+        options: SHORT,
+        succeeded: somebody_left,
+    });
+}
+
+#[test]
+fn names_in_the_record() {
+    if !able() {
+        return;
+    }
+    for place in [Pid1, Below] {
+        let options = ["--timeout", "500ms", "--soft", "2800ms", "--hard", "3s", "--adaptive", "no"];
+        let ran = Stage::new(place).options(&options).run(Guard::Full, &["names-stay"]);
+        // `records` holds each against the schema; a name with a newline must not end a record.
+        let records = records(&ran.audit);
+        assert_eq!(records.len(), ran.audit.lines().count(), "{}", ran.audit);
+        let activity = records.iter().find(|r| r["event"] == "activity").unwrap_or_else(|| panic!("{ran:#?}"));
+        let names: Vec<&str> =
+            activity["processes"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+        for name in ["x) R 1 1", "a\nb\nc", "\u{fffd}\u{fffd}\u{fffd})", ") Z 0 (", "hostile"] {
+            assert!(names.contains(&name), "{name:?}: {names:?}");
+        }
+        assert_eq!((ran.verified(), ran.code), (Some(0), 124), "{ran:#?}");
+    }
+}
+
+/// Still running after `time`, whatever was done to it meanwhile; then everything ends with its namespace.
+pub fn outlasts(stage: Stage, attack: &[&str], time: Duration) -> bool {
+    let mut child = stage.command(Guard::Plain, attack).spawn().unwrap();
+    let deadline = Instant::now() + time;
+    while Instant::now() < deadline {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // unshare's --kill-child is lost where the child gives its privileges away (prctl(2), PR_SET_PDEATHSIG): its PID 1 first.
+    let unshare = i32::try_from(child.id()).unwrap();
+    let first = child_of(unshare).and_then(|pid| Pinned::new(pid, |_| child_of(unshare) == Some(pid)));
+    assert!(first.unwrap().signal(libc::SIGKILL));
+    child.wait().unwrap();
+    true
+}
+
+/// Stopped, waiting in vfork, stopped under ptrace: SIGTERM does nothing, SIGKILL does.
+fn survives_all_but_the_kill(attack: &str) {
+    if !able() {
+        return;
+    }
+    let mut stage = Stage::new(Below);
+    stage.before = "(sleep 1; kill -TERM -1; kill -CONT -1) &".into();
+    assert!(outlasts(stage, &[attack], Duration::from_millis(2500)), "control: it ended with SIGTERM");
+    let without = Stage::new(Below).options(SHORT).run(Guard::Without("kill"), &[attack]);
+    let seal = without.seal().unwrap();
+    assert!(somebody_left(&without), "control: {without:#?}");
+    // That too is recorded as it was, and nothing is scrubbed beside a live process.
+    let rungs = seal["escalation"].as_array().unwrap();
+    assert!(rungs.last().unwrap()["survivors"].as_u64() > Some(0), "{seal:#}");
+    assert_eq!(seal["cleanup_status"], "skipped", "{seal:#}");
+    for place in [Pid1, Below] {
+        let full = Stage::new(place).options(SHORT).run(Guard::Full, &[attack]);
+        let seal = full.seal().unwrap();
+        assert_eq!((full.code, &seal["status"], full.verified()), (124, &"timeout".into(), Some(0)), "{full:#?}");
+        assert_eq!(seal["escalation"].as_array().unwrap().last().unwrap()["survivors"], 0, "{seal:#}");
+        assert!(place == Pid1 || !somebody_left(&full), "{full:#?}");
+    }
+}
+
+#[test]
+fn a_group_that_stops_itself() {
+    survives_all_but_the_kill("stop");
+}
+
+#[test]
+fn a_parent_in_vfork() {
+    survives_all_but_the_kill("vfork");
+}
+
+#[test]
+fn a_child_stopped_under_ptrace() {
+    survives_all_but_the_kill("traced");
+}
+
+/// The parent is made a tracer: told of a stop, it takes it for the end.
+#[test]
+fn a_child_that_makes_its_parent_trace_it() {
+    if !able() {
+        return;
+    }
+    let plain = Stage::new(Below).run(Guard::Plain, &["traceme"]);
+    assert!(somebody_left(&plain), "control: {plain:#?}");
+    for place in [Pid1, Below] {
+        let full = Stage::new(place).options(SHORT).run(Guard::Full, &["traceme"]);
+        assert_eq!((full.code, full.verified()), (124, Some(0)), "{full:#?}");
+        assert!(place == Pid1 || !somebody_left(&full), "{full:#?}");
+    }
+}
+
+/// The supervisor itself is killed from outside: the command goes with it. Not so what the command started; for that there is
+/// PID 1, whose namespace ends with it.
+#[test]
+fn the_command_does_not_outlive_a_killed_supervisor() {
+    if !able() {
+        return;
+    }
+    let run = |guard| {
+        let stage = Stage::new(Below);
+        let began = Instant::now();
+        let child = stage.command(guard, &["burn", "1"]).spawn().unwrap();
+        let mut found = None;
+        until("the command runs", || {
+            let supervisor = child_of(i32::try_from(child.id()).unwrap()).and_then(child_of);
+            let top = |pid| begins(pid, b"/mnt/gracekeeper\0") || begins(pid, b"/mnt/hostile\0parent\0");
+            // Both are called so by their exec, not before it.
+            let runs = |pid| {
+                child_of(pid)
+                    .is_some_and(|c| begins(c, b"/mnt/hostile\0burn\0") || begins(c, b"/proc/self/exe\0burn\0"))
+            };
+            found = supervisor.and_then(|pid| Pinned::new(pid, |pid| top(pid) && runs(pid)));
+            found.is_some()
+        });
+        assert!(found.unwrap().signal(libc::SIGKILL));
+        stage.collect(finish(child, began))
+    };
+    assert!(somebody_left(&run(Guard::Plain)), "control");
+    assert!(somebody_left(&run(Guard::Without("parent_death_signal"))), "control");
+    let full = run(Guard::Full);
+    assert!(!somebody_left(&full) && full.code == 137, "{full:#?}");
+    assert_eq!(full.verified(), Some(3), "cut off, not tampered with: {full:#?}");
+}
+
+/// A read that no signal ends. The supervisor does not wait for it longer than its plan, scrubs nothing beside it, and says so.
+#[test]
+fn a_read_that_never_returns() {
+    if !able() {
+        return;
+    }
+    for place in [Below, Pid1] {
+        let stage = Stage::new(place).options(&["--grace", "4s", "--soft", "200ms", "--hard", "500ms"]);
+        let dir = stage.path().join("share/f");
+        std::fs::create_dir(&dir).unwrap();
+        let fuse = Hanging::mount(&dir);
+        let log = stage.path().join("log/security-audit.json");
+        let began = Instant::now();
+        let file = format!("/media/f/file-{}", marker());
+        let child = stage.command(Guard::Full, &["hang", &file]).spawn().unwrap();
+        until("the read hangs", || fuse.reads.load(Ordering::SeqCst) > 0);
+        // gracekeeper has the same word among its own.
+        let marked = marked(&file).into_iter().map(|pid| i32::try_from(pid).unwrap());
+        let stuck =
+            marked.filter_map(|pid| Pinned::new(pid, |pid| begins(pid, b"/mnt/hostile\0hang\0"))).next().unwrap();
+        let state = || std::fs::read_to_string(format!("/proc/{}/stat", stuck.pid)).unwrap_or_default();
+        // The control: SIGKILL does not end it.
+        assert!(stuck.signal(libc::SIGKILL));
+        until("it waits without listening", || state().contains(") D "));
+        let parent = state().rsplit(") ").next().and_then(|f| f.split(' ').nth(1)?.parse::<i32>().ok()).unwrap();
+        let supervisor = Pinned::new(parent, |pid| begins(pid, b"/mnt/gracekeeper\0"));
+        let supervisor = supervisor.unwrap_or_else(|| panic!("{}", state()));
+        let asked = Instant::now();
+        assert!(supervisor.signal(libc::SIGTERM));
+        until("the seal is there", || {
+            std::fs::read_to_string(&log).is_ok_and(|text| text.contains("evaluation_terminated"))
+        });
+        let took = asked.elapsed();
+        assert!(state().contains(") D "), "control: it still hangs: {}", state());
+        // As PID 1 the kernel lets nobody go before everybody in the namespace has gone.
+        fuse.abort();
+        let ran = stage.collect(finish(child, began));
+        let seal = ran.seal().unwrap();
+        assert!(took < Duration::from_secs(4), "0.9 of the grace is 3.6 s: {took:?} {ran:#?}");
+        assert_eq!((ran.code, &seal["status"]), (143, &"terminated".into()), "{ran:#?}");
+        assert_eq!(seal["cleanup_status"], "skipped", "{seal:#}");
+        assert_eq!(seal["escalation"].as_array().unwrap().last().unwrap()["survivors"], 1, "{seal:#}");
+        assert_eq!(ran.verified(), Some(0), "{ran:#?}");
+    }
+}
