@@ -191,6 +191,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         killing: None,
         frozen: revoke::Frozen::default(),
         watch,
+        counted: None,
         comprehensive: settings.audit_level == settings::AuditLevel::Comprehensive,
         next_activity: None,
         refreeze: Instant::default(),

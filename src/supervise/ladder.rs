@@ -37,7 +37,8 @@ impl Supervisor {
                     let mut everything = self.shared.everything();
                     let reached = everything.signal(Signal::SIGTERM);
                     everything.signal(Signal::SIGCONT);
-                    (reached, everything.members().map(|m| u64::try_from(m.len()).unwrap_or(u64::MAX)))
+                    let count = |m: &[_]| u64::try_from(m.len()).unwrap_or(u64::MAX);
+                    (reached, self.counted.take().or_else(|| everything.members().map(count)))
                 };
                 self.facts.peak(alive);
                 // Its record follows the trigger's, which need not hold up the signal.

@@ -94,6 +94,8 @@ pub struct Supervisor {
     pub frozen: Frozen,
     /// The samples.
     pub watch: Watch,
+    /// How many were alive when adaptive grace was last judged, until the term rung has used it.
+    pub counted: Option<u64>,
     /// Whether the activity is recorded.
     pub comprehensive: bool,
     /// When the next activity record is due, after the first.

@@ -109,20 +109,21 @@ impl Watch {
         self.alive
     }
 
-    /// The sample at the trigger, before anything is sent: what the grace is measured against.
-    pub fn begin(&mut self, everything: &mut Everything) {
+    /// The sample at the trigger, before anything is sent: what the grace is measured against. How many are alive, if it was made.
+    pub fn begin(&mut self, everything: &mut Everything) -> Option<u64> {
         if !self.is_on() || self.rules.is_some() {
-            return;
+            return None;
         }
         let began = clock::now();
         if everything.is_pressed() {
-            return;
+            return None;
         }
         self.walk(everything);
         self.listeners = sockdiag::tcp(&[state::LISTEN]).ok().map(|all| all.iter().map(listener).collect());
         let base = self.read(everything);
         self.rules = Some(Rules::new(self.mode == Monitoring::Aggressive, self.cpus, &base));
         self.again(began, self.interval());
+        self.alive
     }
 
     /// A sample of the grace.
@@ -134,7 +135,7 @@ impl Watch {
         }
         if self.rules.is_none() {
             // There was no memory for it at the trigger: what was missed is not guessed.
-            self.begin(everything);
+            let _ = self.begin(everything);
             return Vec::new();
         }
         if self.walked.is_none_or(|walked| began.since(walked) >= WALK) {
