@@ -1,4 +1,4 @@
-//! A supervisor that waits: private dirty and resident memory, wake-ups and CPU time, and what 500 of them cost side by side.
+//! A supervisor that waits: anonymous (its own private) and resident memory, wake-ups and CPU time, and what 500 of them cost side by side.
 //!
 //! `cargo bench --bench idle -- [SECONDS]`, as root. Peers beside it; /proc/PID/smaps_rollup, status and schedstat (proc(5)).
 #![allow(
@@ -25,7 +25,7 @@ fn field(text: &str, name: &str) -> u64 {
     line.trim_start_matches(':').split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
-/// Dirty and resident KiB, wake-ups and CPU microseconds over so long.
+/// Anonymous and resident KiB (not Private_Dirty: the program's own pages, on the bench's tmpfs, count as dirty there), wake-ups and CPU microseconds over so long.
 fn watch(words: &[&str], seconds: u64) -> Vec<u64> {
     as_pid1(words, |init| {
         init.ready();
@@ -39,7 +39,7 @@ fn watch(words: &[&str], seconds: u64) -> Vec<u64> {
         std::thread::sleep(Duration::from_secs(seconds));
         let (woken, used) = (switches(&of("status")) - woken, cpu(&of("schedstat")) - used);
         let memory = of("smaps_rollup");
-        let seen = vec![field(&memory, "Private_Dirty"), field(&memory, "Rss"), woken, used / 1_000];
+        let seen = vec![field(&memory, "Anonymous"), field(&memory, "Rss"), woken, used / 1_000];
         kill(init.pid, Signal::SIGKILL).unwrap();
         init.gone(init.exec);
         seen
@@ -74,7 +74,7 @@ fn main() {
     private();
     let seconds = rounds(10) as u64;
     let mut samples = Samples::new("idle", "KiB");
-    println!("{:<34} {:>9} {:>8} {:>12} {:>14}", "who", "dirty KiB", "RSS KiB", "wake-ups/s", "CPU s an hour");
+    println!("{:<34} {:>9} {:>8} {:>12} {:>14}", "who", "own KiB", "RSS KiB", "wake-ups/s", "CPU s an hour");
     let off = ["/mnt/gracekeeper", "--monitoring", "off", "--timeout", "none", "--", "sh", "-c", SLEEP];
     let on = ["/mnt/gracekeeper", "--monitoring", "aggressive", "--timeout", "none", "--", "sh", "-c", SLEEP];
     let many = ["/mnt/gracekeeper", "--monitoring", "aggressive", "--timeout", "none", "--", "sh", "-c", MANY];
@@ -92,7 +92,7 @@ fn main() {
         let each_second = seen[2] as f64 / seconds as f64;
         let hour = seen[3] as f64 / 1e6 / seconds as f64 * 3600.0;
         println!("{name:<34} {:>9} {:>8} {each_second:>12.2} {hour:>14.3}", seen[0], seen[1]);
-        samples.push(&format!("{name}: private dirty"), seen[0] as f64);
+        samples.push(&format!("{name}: own"), seen[0] as f64);
         samples.push(&format!("{name}: RSS"), seen[1] as f64);
     }
     let sleeps = side_by_side(&["sh", "-c", SLEEP]);
