@@ -30,7 +30,10 @@ impl Flush {
         let shared = Arc::new((Answer::new(), done));
         let theirs = Arc::clone(&shared);
         let work = move || {
-            let _ = theirs.0.set(nix::unistd::fsync(&fd));
+            let answer = nix::unistd::fsync(&fd);
+            // First: the duplicate shares the file's lock (flock(2)), which the next run waits for.
+            drop(fd);
+            let _ = theirs.0.set(answer);
             // Nothing to do about a counter that cannot be raised: the answer is there for whoever looks.
             let _ = theirs.1.write(1);
         };
