@@ -119,7 +119,13 @@ pub fn check(job: &Value, level: &str, ended: &Ended, code: i32, status: &str) {
     for step in ["no_new_privs", "seccomp_filter", "process_group"] {
         assert_eq!(seal["enforcement"][step], "enforced", "{level}: {seal:#}");
     }
-    assert_eq!(verify(ended), Some(0), "{level}");
+    assert_eq!(verify(ended), Some(0), "{level}: {}", ended.audit);
+}
+
+/// Seen once in many runs, on a busy machine: a record that does not check as the engine's log gave it back. Shown whole, and tried
+/// again: what is broken in gracekeeper is broken each time.
+fn whole(level: &str, ended: &Ended) -> Result<(), String> {
+    if verify(ended) == Some(4) { Err(format!("{level}: the log does not check:\n{}", ended.audit)) } else { Ok(()) }
 }
 
 fn path_of<'a>(seal: &'a Value, path: &str) -> &'a Value {
@@ -152,6 +158,7 @@ fn times_out(images: &Arc<Images>, level: &str, hurried: bool) {
         let stubborn = with_command(&job, &STUBBORN);
         let ended =
             if hurried { timed_out(&stubborn, |job| start(images, job)) } else { start(images, &stubborn).wait(LONG) };
+        whole(level, &ended)?;
         check(&job, level, &ended, 124, "timeout");
         assert_eq!(verdict(&job, 124), "FailJob");
         let seal = ended.seal();
@@ -176,6 +183,7 @@ fn is_stopped(images: &Arc<Images>, level: &str) {
         if ended.code == 137 {
             return Err("SIGKILL came before the seal".into());
         }
+        whole(level, &ended)?;
         check(&job, level, &ended, 143, "terminated");
         assert_eq!(verdict(&job, 143), "FailJob");
         ladder(ended.seal())
