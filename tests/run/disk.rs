@@ -36,9 +36,19 @@ fn killed_at(records: &[serde_json::Value]) -> u64 {
 
 #[test]
 fn a_slow_one_delays_nothing() {
-    if !has("strace") {
-        return;
+    if has("strace") {
+        in_three(slow);
     }
+}
+
+#[test]
+fn one_that_does_not_answer_costs_the_proof_and_not_the_kill() {
+    if has("strace") {
+        in_three(dead);
+    }
+}
+
+fn slow() {
     let (ran, took, text) = stopped(200);
     assert_eq!(ran.code(), Some(143), "{ran:#?}");
     let records = records(&text);
@@ -49,11 +59,7 @@ fn a_slow_one_delays_nothing() {
     assert!(!notes.contains("did not come back"), "{notes}");
 }
 
-#[test]
-fn one_that_does_not_answer_costs_the_proof_and_not_the_kill() {
-    if !has("strace") {
-        return;
-    }
+fn dead() {
     let (ran, _, text) = stopped(4_000);
     assert_eq!(ran.code(), Some(143), "{ran:#?}");
     // What is in the file may not be on the disk: the seal is on stderr as well, and says so.
