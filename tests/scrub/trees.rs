@@ -14,7 +14,15 @@ pub const SHAPES: [&str; 10] = ["many", "flat", "deep", "names", "modes", "links
 /// Makes the tree `shape` below `below`, as UID 65532 where `unprivileged`. A process of its own, which this test binary is.
 pub fn make(shape: &str, below: &Path, unprivileged: bool) -> PathBuf {
     let tree = below.join(format!("tree-{shape}"));
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    // A copy, where everybody may execute it: the checkout may lie below a directory that others cannot enter.
+    let copy = std::env::temp_dir().join(format!(
+        "gracekeeper-maker-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    // By another process: a fork of ours in between would keep it open for writing (ETXTBSY).
+    assert!(Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&copy).status().unwrap().success());
+    let mut command = Command::new(&copy);
     command
         .args(["--exact", "trees::maker", "--nocapture"])
         .env("GRACEKEEPER_MAKE", shape)
@@ -22,7 +30,9 @@ pub fn make(shape: &str, below: &Path, unprivileged: bool) -> PathBuf {
     if unprivileged {
         command.uid(NOBODY).gid(NOBODY);
     }
-    let out = command.output().unwrap();
+    let out = command.output();
+    std::fs::remove_file(&copy).unwrap();
+    let out = out.unwrap();
     assert!(out.status.success() && tree.exists(), "{shape}: {}{}", text_of(&out.stdout), text_of(&out.stderr));
     tree
 }
