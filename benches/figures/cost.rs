@@ -1,24 +1,22 @@
 //! What the workload pays: the same work with and without gracekeeper, in turn. The work times itself, so start-up is not in it
 //! but for python's, which is the whole process.
 //!
-//! `cargo bench --bench cost -- [ROUNDS]`. With gracekeeper: the full high profile, not as PID 1 as UID 65532 would be, but with
+//! `cargo bench --bench figures -- cost [ROUNDS]`. With gracekeeper: the full high profile, not as PID 1 as UID 65532 would be, but with
 //! everything it sets up (seccomp filter, Landlock, samples once a second).
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_precision_loss
-)]
-#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, unsafe_code)]
 
-mod support;
+use super::support::{Samples, as_pid1, median, now, private, quantile, rounds};
 use nix::unistd::{ForkResult, fork};
 use std::io::Write;
 use std::path::Path;
-use support::{Samples, as_pid1, median, now, private, quantile, rounds};
 
 const PYTHON: &str = "/usr/bin/python3";
+
+/// Does it once; nanoseconds on stdout.
+pub fn timed(kind: &str) {
+    let since = now();
+    work(kind);
+    println!("{}", (now() - since).as_nanos());
+}
 
 fn work(kind: &str) {
     match kind {
@@ -52,14 +50,7 @@ fn work(kind: &str) {
     }
 }
 
-fn main() {
-    let words: Vec<String> = std::env::args().collect();
-    if words.get(1).is_some_and(|w| w == "work") {
-        let since = now();
-        work(&words[2]);
-        println!("{}", (now() - since).as_nanos());
-        return;
-    }
+pub fn run() {
     private();
     let mut samples = Samples::new("cost", "ms");
     println!("{:<22} {:>12} {:>12} {:>7} {:>7} {:>7}", "work", "without ms", "with ms", "ratio", "p5", "p95");

@@ -1,21 +1,12 @@
 //! A supervisor that waits: anonymous (its own private) and resident memory, wake-ups and CPU time, and what 500 of them cost side by side.
 //!
-//! `cargo bench --bench idle -- [SECONDS]`, as root. Peers beside it; /proc/PID/smaps_rollup, status and schedstat (proc(5)).
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_precision_loss
-)]
-#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, unsafe_code)]
+//! `cargo bench --bench figures -- idle [SECONDS]`, as root. Peers beside it; /proc/PID/smaps_rollup, status and schedstat (proc(5)).
 
-mod support;
+use super::support::{Samples, as_pid1, private, rounds};
 use nix::sys::signal::{Signal, kill};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use support::{Samples, as_pid1, private, rounds};
 
 const SLEEP: &str = "echo r; exec sleep 100000";
 const MANY: &str = "i=0; while [ $i -lt 100 ]; do sleep 100000 & i=$((i+1)); done; echo r; exec sleep 100000";
@@ -70,7 +61,7 @@ fn side_by_side(words: &[&str]) -> f64 {
     cost
 }
 
-fn main() {
+pub fn run() {
     private();
     let seconds = rounds(10) as u64;
     let mut samples = Samples::new("idle", "KiB");

@@ -1,18 +1,9 @@
 //! Start-up: what a supervisor adds to `/bin/true`, from the exec of PID 1 to the end of its PID namespace, against its peers.
 //!
-//! `cargo bench --bench startup -- [ROUNDS]`, as root (a PID namespace for each sample; inside it everybody is UID 65532).
+//! `cargo bench --bench figures -- startup [ROUNDS]`, as root (a PID namespace for each sample; inside it everybody is UID 65532).
 //! Each round runs everybody once, starting with another one each time. Peers that are not installed are left out.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_precision_loss
-)]
-#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, unsafe_code)]
 
-mod support;
-use support::{Samples, as_pid1, median, private, quantile, rounds};
+use super::support::{Samples, as_pid1, median, private, quantile, rounds};
 
 const TRUE: &str = "/bin/true";
 const WHO: [(&str, &[&str]); 7] = [
@@ -25,7 +16,7 @@ const WHO: [(&str, &[&str]); 7] = [
     ("gracekeeper, high", &["/mnt/gracekeeper", "--risk", "high", "--", TRUE]),
 ];
 
-fn main() {
+pub fn run() {
     private();
     let mut samples = Samples::new("startup", "ms");
     let who: Vec<_> = WHO.iter().filter(|(_, words)| std::path::Path::new(words[0]).exists()).collect();

@@ -1,27 +1,18 @@
 //! Killing: from the signal to everything reaped, for 1 to 5,000 processes that ignore SIGTERM, each in a session of its own,
 //! against the kernel's own teardown of a PID namespace with the same tree (SIGKILL to its PID 1). Beside it the subreaper.
 //!
-//! `cargo bench --bench kill -- [ROUNDS]`, as root. gracekeeper is told to kill at once (SIGINT twice); its time ends with its
+//! `cargo bench --bench figures -- kill [ROUNDS]`, as root. gracekeeper is told to kill at once (SIGINT twice); its time ends with its
 //! exit, so scrub and seal (audit on tmpfs) are in it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_precision_loss
-)]
-#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, unsafe_code)]
 
-mod support;
+use super::support::{Samples, as_pid1, median, now, private, quantile, rounds};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{ForkResult, fork, pause, setsid};
 use std::io::{Read, Write};
-use support::{Samples, as_pid1, median, now, private, quantile, rounds};
 
 const SIZES: [usize; 4] = [1, 100, 1_000, 5_000];
 
 /// So many double-forked TERM-ignorers in sessions of their own; a byte on stdout when the last one is there.
-fn tree(size: usize) -> ! {
+pub fn tree(size: usize) -> ! {
     // SAFETY: one thread; SIG_IGN is no handler.
     unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) }.unwrap();
     // SAFETY: as above.
@@ -47,11 +38,7 @@ fn tree(size: usize) -> ! {
     }
 }
 
-fn main() {
-    let words: Vec<String> = std::env::args().collect();
-    if words.get(1).is_some_and(|w| w == "tree") {
-        tree(words[2].parse().unwrap());
-    }
+pub fn run() {
     private();
     let mut samples = Samples::new("kill", "ms");
     for size in SIZES {

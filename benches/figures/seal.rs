@@ -1,21 +1,12 @@
 //! The seal: from the signal to the durable record of an idle workload, against one bare write and fsync on the same file system.
 //!
-//! `cargo bench --bench seal -- [ROUNDS]`. gracekeeper's time ends with its exit. The record's first line is fsynced before the
+//! `cargo bench --bench figures -- seal [ROUNDS]`. gracekeeper's time ends with its exit. The record's first line is fsynced before the
 //! workload runs, so what is timed is the workload's death, two lines and two fsyncs.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_precision_loss
-)]
-#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, unsafe_code)]
 
-mod support;
+use super::support::{GRACEKEEPER, Samples, now, quantile, rounds};
 use nix::sys::signal::{Signal, kill};
 use std::io::{Read, Write};
 use std::path::Path;
-use support::{GRACEKEEPER, Samples, now, quantile, rounds};
 
 fn bare(dir: &Path) -> f64 {
     let mut file = std::fs::File::options().append(true).create(true).open(dir.join("bare")).unwrap();
@@ -44,7 +35,7 @@ fn sealed(dir: &Path) -> f64 {
     took
 }
 
-fn main() {
+pub fn run() {
     let mut samples = Samples::new("seal", "ms");
     let disk = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
     println!(
