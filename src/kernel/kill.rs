@@ -99,6 +99,11 @@ impl Everything {
         self.find().then_some(&self.found)
     }
 
+    /// How many of the workload are alive; `None` where they cannot be listed.
+    pub fn alive(&mut self) -> Option<u64> {
+        self.members().map(|found| u64::try_from(found.len()).unwrap_or(u64::MAX))
+    }
+
     /// Sends `signal` to everything. As PID 1 that is one call that no fork outruns (kill(2), pid -1: everything but
     /// PID 1 itself); else one pass, to be repeated until it finds nobody. How many were reached, where it is known.
     pub fn signal(&mut self, signal: Signal) -> Option<u64> {

@@ -30,15 +30,14 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn perform(&mut self, action: Action) -> Option<Event> {
+    fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Term => {
                 let (reached, alive) = {
                     let mut everything = self.shared.everything();
                     let reached = everything.signal(Signal::SIGTERM);
                     everything.signal(Signal::SIGCONT);
-                    let count = |m: &[_]| u64::try_from(m.len()).unwrap_or(u64::MAX);
-                    (reached, self.counted.take().or_else(|| everything.members().map(count)))
+                    (reached, self.counted.take().or_else(|| everything.alive()))
                 };
                 self.facts.peak(alive);
                 // Its record follows the trigger's, which need not hold up the signal.
@@ -87,7 +86,7 @@ impl Supervisor {
         None
     }
 
-    pub(super) fn revoke(&mut self, until: Instant) {
+    fn revoke(&mut self, until: Instant) {
         let now = clock::now();
         // The kill must not wait for it: half of what is left, and never longer than any tree we know of needs.
         let until = now.plus((until.since(now) / 2).min(REVOKE_AT_MOST));
@@ -109,17 +108,14 @@ impl Supervisor {
         });
     }
 
-    pub(super) fn kill(&mut self, starved: bool, again: bool) {
+    fn kill(&mut self, starved: bool, again: bool) {
         // The signal before anything that allocates: the workload may have left no memory.
         let mut everything = self.shared.everything();
         let mut reached = everything.signal(Signal::SIGKILL);
         if !self.pid1 {
             // Until a pass finds nobody, since whoever forks meanwhile is not in the pass that was.
             let began = clock::now();
-            while let Some(found) = everything.members().map(<[_]>::len)
-                && found > 0
-                && clock::now().since(began) < ONE_KILL
-            {
+            while everything.alive().is_some_and(|alive| alive > 0) && clock::now().since(began) < ONE_KILL {
                 let more = everything.signal(Signal::SIGKILL).unwrap_or(0);
                 reached = reached.map(|n| n.saturating_add(more));
             }
@@ -131,23 +127,19 @@ impl Supervisor {
     }
 
     /// The kill rung's counts are known now.
-    pub(super) fn killed(&mut self) {
+    fn killed(&mut self) {
         if let Some(mut killing) = self.killing.take() {
-            let left = if self.machine.drained() {
-                Some(0)
-            } else {
-                self.shared.everything().members().map(|m| u64::try_from(m.len()).unwrap_or(u64::MAX))
-            };
+            let left = if self.machine.drained() { Some(0) } else { self.shared.everything().alive() };
             killing.survivors = left;
             self.escalated(killing);
         }
     }
 
-    pub(super) fn rung(&self, rung: &str) -> Escalation {
+    fn rung(&self, rung: &str) -> Escalation {
         Escalation { rung: rung.to_owned(), at_ms: seal::since_trigger(&self.machine), ..Escalation::default() }
     }
 
-    pub(super) fn escalated(&mut self, step: Escalation) {
+    fn escalated(&mut self, step: Escalation) {
         self.shared.log().write(&Body::Escalated(step.clone()));
         self.facts.escalation.push(step);
     }

@@ -28,8 +28,7 @@ impl Supervisor {
         }
         // One walk over the processes and no second one: with a thousand of them each keeps the polite request back by 10 ms.
         let walked = self.watch.begin(&mut everything);
-        let count = |m: &[_]| u64::try_from(m.len()).unwrap_or(u64::MAX);
-        let alive = walked.or_else(|| everything.members().map(count));
+        let alive = walked.or_else(|| everything.alive());
         self.counted = alive;
         self.facts.peak(alive);
         let counted = self.facts.counted(everything.proc_());
@@ -63,7 +62,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn watch_the_grace(&mut self) {
+    fn watch_the_grace(&mut self) {
         let now = clock::now();
         if !self.frozen.is_empty() {
             self.frozen.keep(&mut self.shared.everything());
@@ -85,7 +84,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn record_activity(&mut self, now: Instant) {
+    fn record_activity(&mut self, now: Instant) {
         let Some((_, trigger)) = self.machine.trigger().filter(|_| self.comprehensive) else { return };
         if now < self.next_activity.unwrap_or_else(|| trigger.plus(ACTIVITY_AFTER)) {
             return;

@@ -32,7 +32,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn take_stop(&mut self, stop: StopSignal, signal: Received) {
+    fn take_stop(&mut self, stop: StopSignal, signal: Received) {
         let real = match (signal.code, signal.sender) {
             _ if without("origin") => true,
             // From outside the PID namespace: the kubelet, docker, an outer process.
@@ -52,7 +52,7 @@ impl Supervisor {
     }
 
     /// Whether a sender that has a pid here is not the workload.
-    pub(super) fn is_an_operator(&mut self, stop: StopSignal, sender: i32) -> bool {
+    fn is_an_operator(&mut self, stop: StopSignal, sender: i32) -> bool {
         let descendant = self.shared.everything().is_descendant(sender);
         descendant.map_or_else(
             || {
@@ -68,7 +68,7 @@ impl Supervisor {
         )
     }
 
-    pub(super) fn spoofed(&mut self, stop: StopSignal, signal: Received) {
+    fn spoofed(&mut self, stop: StopSignal, signal: Received) {
         self.facts.spoofed_signals = self.facts.spoofed_signals.saturating_add(1);
         let now = clock::now();
         if now.since(self.spoofed_window.0) >= Duration::from_secs(1) {
@@ -96,7 +96,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn forward(&self, signal: i32) {
+    fn forward(&self, signal: i32) {
         let Some(child) = self.child.as_ref() else { return };
         if !matches!(self.machine.state(), State::Running | State::Terminating(_)) || self.machine.ended().is_some() {
             return;
