@@ -3,11 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, dead_code)]
 
+#[path = "support/namespaces.rs"]
+mod namespaces;
 #[path = "support/schema.rs"]
 mod schema;
 #[path = "run/support.rs"]
 mod support;
 
+use namespaces::namespaced;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::Write;
@@ -42,18 +45,10 @@ fn runs(otherwise: u64) -> u64 {
     std::env::var("GRACEKEEPER_RELIABILITY_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
 }
 
-/// `gracekeeper WORDS` as PID 1 of a namespace of its own, once a line comes on stdin; `dir` is its /var/log.
+/// `gracekeeper WORDS` as PID 1 of namespaces of its own, once a line comes on stdin; `dir` is its /var/log.
 fn pid1(dir: &Path, words: &[&str]) -> Command {
-    let script = format!(
-        "set -e; mount --bind {} /var/log; mount -t tmpfs none /dev/shm; mount -t tmpfs none /var/tmp; \
-         mount -t tmpfs none /mnt; cp {BINARY} /mnt/gracekeeper; mount -t tmpfs none /tmp; cd /; \
-         read go; exec /mnt/gracekeeper \"$@\" </dev/null",
-        dir.display()
-    );
-    let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--mount", "--mount-proc", "--kill-child", "sh", "-c", &script, "sh"]).args(words);
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = namespaced(dir, "read go; exec /mnt/gracekeeper \"$@\" </dev/null");
+    command.args(words).stdin(Stdio::piped());
     command
 }
 

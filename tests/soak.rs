@@ -4,14 +4,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, dead_code)]
 
+#[path = "support/namespaces.rs"]
+mod namespaces;
 #[path = "support/schema.rs"]
 mod schema;
 #[path = "run/support.rs"]
 mod support;
 
+use namespaces::namespaced;
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use support::*;
 
 /// What each evaluation leaves behind for the supervisor to end: escapees, files, a shared memory segment, a held descriptor.
@@ -34,21 +37,11 @@ fn state(dir: &Path) -> BTreeSet<String> {
     all
 }
 
-/// The supervisor's peak resident memory in KiB, by its own /proc/self/status as it ends: the shell that was it cannot tell,
-/// so the run is asked through `VmHWM` of the namespace's PID 1 just before its command exits.
+/// One evaluation, and the supervisor's peak resident memory in KiB: VmHWM of the namespace's PID 1, as its own workload reads it.
 fn evaluation(dir: &Path, mark: &str) -> (Ran, u64) {
-    let script = format!(
-        "set -e; mount --bind {} /var/log; mount -t tmpfs none /dev/shm; mount -t tmpfs none /var/tmp; \
-         mount -t tmpfs none /mnt; cp {BINARY} /mnt/gracekeeper; mount -t tmpfs none /tmp; cd /; \
-         exec /mnt/gracekeeper \"$@\"",
-        dir.display()
-    );
     let workload = format!("grep VmHWM /proc/1/status; {}", MESS.replace("MARK", mark));
-    let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--mount", "--ipc", "--mount-proc", "--kill-child", "sh", "-c", &script, "sh"]);
+    let mut command = namespaced(dir, "exec /mnt/gracekeeper \"$@\"");
     command.args(["--soft", "50ms", "--hard", "100ms", "--", "sh", "-c", &workload]);
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let ran = run(&mut command);
     let peak = ran.stdout.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
     (ran, peak)

@@ -5,7 +5,8 @@
 
 use super::chain::{Chain, ZEROS};
 use super::record::{Body, EvaluationTerminated};
-use super::sinks::{AuditSink, MESSAGE_LIMIT, MessageSink, RESERVE, StderrSink, Written};
+use super::sinks::{AuditSink, MESSAGE_LIMIT, MessageSink, RESERVE, Written};
+use super::stderr::StderrSink;
 use super::time::rfc3339;
 use crate::kernel::{Cause, Outcome, random};
 use crate::machine::types::Instant;

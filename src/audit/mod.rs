@@ -4,5 +4,6 @@ pub mod chain;
 pub mod log;
 pub mod record;
 pub mod sinks;
+pub mod stderr;
 pub mod time;
 pub mod verify;

@@ -1,4 +1,4 @@
-//! The three places a record can go: the audit file, stderr, the termination message. All are opened before the
+//! Where a record goes: the audit file and the termination message here, stderr in `stderr`. All are opened before the
 //! workload runs, close-on-exec and on descriptors from 3 up, and are never opened by path again.
 //!
 //! Nothing here decides what is written. Invariants: no write blocks on a reader; no path is followed through a symlink
@@ -7,17 +7,15 @@
 use crate::kernel::Cause;
 use crate::kernel::clock;
 use crate::kernel::flush::Flush;
-use crate::kernel::nowait::write_now;
 use crate::kernel::outcome::OFF;
 use crate::machine::types::Instant;
 use crate::switches::without;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::fd::{AsFd as _, AsRawFd};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,10 +25,6 @@ pub const RESERVE: usize = 128 * 1024;
 const AHEAD: u64 = 64 * 1024;
 /// The kubelet reads no more of a termination message.
 pub const MESSAGE_LIMIT: usize = 4096;
-/// How long a stuck reader of stderr is waited for, for one record.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// A pipe that polls writable takes this much without blocking (pipe(7), PIPE_BUF).
-const CHUNK: usize = 4096;
 
 /// The errno of a failure of the standard library.
 #[must_use]
@@ -38,13 +32,13 @@ pub fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-fn refused(what: &'static str) -> impl Fn(io::Error) -> Cause {
+pub(super) fn refused(what: &'static str) -> impl Fn(io::Error) -> Cause {
     move |error| Cause::refused(what, errno(&error))
 }
 
 /// Above 0 to 2, even where these were closed: `try_clone` duplicates with F_DUPFD_CLOEXEC from 3 (fcntl(2)). The
 /// duplicate is the same open file, so a lock and O_APPEND stay.
-fn above_stdio(file: File) -> Result<File, Cause> {
+pub(super) fn above_stdio(file: File) -> Result<File, Cause> {
     if file.as_raw_fd() >= 3 { Ok(file) } else { file.try_clone().map_err(refused("dup")) }
 }
 
@@ -396,111 +390,5 @@ impl MessageSink {
         self.file.set_len(0).map_err(refused("ftruncate"))?;
         self.file.write_all_at(message.as_bytes(), 0).map_err(refused("pwrite"))?;
         sync_until(&self.file, until)
-    }
-}
-
-/// stderr, as it was when the run began.
-#[derive(Debug)]
-pub struct StderrSink {
-    file: Option<File>,
-    /// It is a pipe of our own description, or a regular file: no reader can hold up a write, and one is enough.
-    nonblocking: bool,
-    /// Nobody read the last record: the next are given no time, so that a stuck reader costs the ladder nothing more.
-    stuck: bool,
-    /// A record was broken off: the next begins on a new line.
-    torn: bool,
-}
-
-impl StderrSink {
-    /// Duplicates stderr. A pipe is opened anew below /proc instead: that is another open file description, so that
-    /// O_NONBLOCK does not reach the others who write to the same pipe (open(2), proc_pid_fd(5)).
-    #[must_use]
-    pub fn open() -> Self {
-        let Ok(duplicate) = io::stderr().as_fd().try_clone_to_owned() else {
-            return Self { file: None, nonblocking: false, stuck: false, torn: false };
-        };
-        Self::from_fd(duplicate)
-    }
-
-    /// The same for any descriptor.
-    #[must_use]
-    pub fn from_fd(fd: OwnedFd) -> Self {
-        let file = File::from(fd);
-        let regular = file.metadata().is_ok_and(|meta| meta.is_file());
-        if file.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
-            let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            let anew = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
-            if let Ok(anew) = anew.map_err(refused("open")).and_then(above_stdio) {
-                return Self { file: Some(anew), nonblocking: true, stuck: false, torn: false };
-            }
-        }
-        Self { file: Some(file), nonblocking: regular, stuck: false, torn: false }
-    }
-
-    /// Its descriptor.
-    #[must_use]
-    pub fn fd(&self) -> Option<i32> {
-        self.file.as_ref().map(AsRawFd::as_raw_fd)
-    }
-
-    /// One line, given up after a tenth of a second in which nobody reads; `patient` waits that long also where the
-    /// last one was given up.
-    ///
-    /// # Errors
-    /// What was refused; ETIMEDOUT where nobody reads.
-    pub fn write(&mut self, line: &str, patient: bool) -> Result<(), Cause> {
-        let Some(mut file) = self.file.as_ref() else { return Err(Cause::refused("stderr", Errno::EBADF)) };
-        let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
-        if self.torn {
-            bytes.push(b'\n');
-        }
-        bytes.extend_from_slice(line.as_bytes());
-        bytes.push(b'\n');
-        let patience = if self.stuck && !patient { Duration::ZERO } else { PATIENCE };
-        let deadline = clock::now().plus(patience);
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            let left = deadline.since(clock::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-            let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
-            match poll(&mut polled, timeout) {
-                Ok(0) => {
-                    self.torn |= rest.len() < bytes.len();
-                    self.stuck = true;
-                    return Err(Cause::refused("stderr", Errno::ETIMEDOUT));
-                }
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Cause::refused("poll", errno)),
-            }
-            if polled.iter().all(|polled| polled.revents().is_none_or(|events| events.is_empty())) {
-                continue; // EINTR: nothing is known yet.
-            }
-            let chunk = if self.nonblocking { rest } else { rest.get(..CHUNK).unwrap_or(rest) };
-            // Between the poll and the write somebody else may have filled the pipe; where the kernel cannot be asked
-            // not to wait, only that moment is left open.
-            let now = if self.nonblocking { Err(Errno::EOPNOTSUPP) } else { write_now(file, chunk) };
-            let written = match now {
-                Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EPERM | Errno::ESPIPE) => {
-                    file.write(chunk)
-                }
-                now => now.map_err(io::Error::from),
-            };
-            match written {
-                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
-                Err(error) if matches!(errno(&error), Errno::EINTR) => {}
-                Err(error) if matches!(errno(&error), Errno::EAGAIN) && !left.is_zero() => {
-                    // A pipe polls writable with one free page, which may be too little for an atomic write.
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(error) => {
-                    self.torn |= rest.len() < bytes.len();
-                    self.stuck = true;
-                    return Err(Cause::refused("stderr", errno(&error)));
-                }
-            }
-        }
-        (self.torn, self.stuck) = (false, false);
-        Ok(())
     }
 }

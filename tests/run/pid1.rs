@@ -18,7 +18,9 @@ fn pid1(log: &std::path::Path, unprivileged: bool, words: &[&str]) -> Command {
         log.display()
     );
     let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--mount", "--mount-proc", "--kill-child", "sh", "-c", &script, "sh"]).args(words);
+    command
+        .args(["--pid", "--fork", "--mount", "--net", "--mount-proc", "--kill-child", "sh", "-c", &script, "sh"])
+        .args(words);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

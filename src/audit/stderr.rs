@@ -1,0 +1,126 @@
+//! stderr as a sink: where records go that have no file, and what the seal falls back to.
+//!
+//! Invariant: no write waits longer than `PATIENCE` for a reader, and none makes the descriptor of anybody else non-blocking.
+
+use super::sinks::{above_stdio, errno, refused};
+use crate::kernel::nowait::write_now;
+use crate::kernel::{Cause, clock};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::time::Duration;
+
+/// How long a stuck reader of stderr is waited for, for one record.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// A pipe that polls writable takes this much without blocking (pipe(7), PIPE_BUF).
+const CHUNK: usize = 4096;
+
+/// stderr, as it was when the run began.
+#[derive(Debug)]
+pub struct StderrSink {
+    file: Option<File>,
+    /// It is a pipe of our own description, or a regular file: no reader can hold up a write, and one is enough.
+    nonblocking: bool,
+    /// Nobody read the last record: the next are given no time, so that a stuck reader costs the ladder nothing more.
+    stuck: bool,
+    /// A record was broken off: the next begins on a new line.
+    torn: bool,
+}
+
+impl StderrSink {
+    /// Duplicates stderr. A pipe is opened anew below /proc instead: that is another open file description, so that
+    /// O_NONBLOCK does not reach the others who write to the same pipe (open(2), proc_pid_fd(5)).
+    #[must_use]
+    pub fn open() -> Self {
+        let Ok(duplicate) = io::stderr().as_fd().try_clone_to_owned() else {
+            return Self { file: None, nonblocking: false, stuck: false, torn: false };
+        };
+        Self::from_fd(duplicate)
+    }
+
+    /// The same for any descriptor.
+    #[must_use]
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        let file = File::from(fd);
+        let regular = file.metadata().is_ok_and(|meta| meta.is_file());
+        if file.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
+            let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let anew = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
+            if let Ok(anew) = anew.map_err(refused("open")).and_then(above_stdio) {
+                return Self { file: Some(anew), nonblocking: true, stuck: false, torn: false };
+            }
+        }
+        Self { file: Some(file), nonblocking: regular, stuck: false, torn: false }
+    }
+
+    /// Its descriptor.
+    #[must_use]
+    pub fn fd(&self) -> Option<i32> {
+        self.file.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// One line, given up a tenth of a second after it was begun (a reader that takes a byte now and then must not hold up the
+    /// ladder either); `patient` waits that long also where the last one was given up.
+    ///
+    /// # Errors
+    /// What was refused; ETIMEDOUT where nobody reads.
+    pub fn write(&mut self, line: &str, patient: bool) -> Result<(), Cause> {
+        let Some(mut file) = self.file.as_ref() else { return Err(Cause::refused("stderr", Errno::EBADF)) };
+        let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
+        if self.torn {
+            bytes.push(b'\n');
+        }
+        bytes.extend_from_slice(line.as_bytes());
+        bytes.push(b'\n');
+        let patience = if self.stuck && !patient { Duration::ZERO } else { PATIENCE };
+        let deadline = clock::now().plus(patience);
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let left = deadline.since(clock::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut polled, timeout) {
+                Ok(0) => {
+                    self.torn |= rest.len() < bytes.len();
+                    self.stuck = true;
+                    return Err(Cause::refused("stderr", Errno::ETIMEDOUT));
+                }
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Cause::refused("poll", errno)),
+            }
+            if polled.iter().all(|polled| polled.revents().is_none_or(|events| events.is_empty())) {
+                continue; // EINTR: nothing is known yet.
+            }
+            let chunk = if self.nonblocking { rest } else { rest.get(..CHUNK).unwrap_or(rest) };
+            // Between the poll and the write somebody else may have filled the pipe; where the kernel cannot be asked
+            // not to wait, only that moment is left open.
+            let now = if self.nonblocking { Err(Errno::EOPNOTSUPP) } else { write_now(file, chunk) };
+            let written = match now {
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EPERM | Errno::ESPIPE) => {
+                    file.write(chunk)
+                }
+                now => now.map_err(io::Error::from),
+            };
+            match written {
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Err(error) if matches!(errno(&error), Errno::EINTR) => {}
+                Err(error) if matches!(errno(&error), Errno::EAGAIN) && !left.is_zero() => {
+                    // A pipe polls writable with one free page, which may be too little for an atomic write.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => {
+                    self.torn |= rest.len() < bytes.len();
+                    self.stuck = true;
+                    return Err(Cause::refused("stderr", errno(&error)));
+                }
+            }
+        }
+        (self.torn, self.stuck) = (false, false);
+        Ok(())
+    }
+}
