@@ -182,6 +182,9 @@ impl AuditSink {
     /// # Errors
     /// What was refused, where it was done here.
     pub fn sync_beside(&mut self) -> Result<(), Cause> {
+        if without("beside") {
+            return self.sync();
+        }
         self.flushing = Flush::start(self.file.as_fd());
         if self.flushing.is_some() { Ok(()) } else { self.sync() }
     }

@@ -151,12 +151,6 @@ impl Senders<'_> {
     }
 }
 
-/// Seconds since the epoch of an RFC 3339 time.
-pub fn time_of(text: &str) -> f64 {
-    let out = std::process::Command::new("date").args(["-d", text, "+%s.%N"]).output().unwrap();
-    String::from_utf8_lossy(&out.stdout).trim().parse().unwrap()
-}
-
 fn profile(refused: &str) -> (tempfile::NamedTempFile, String) {
     let file = tempfile::NamedTempFile::new().unwrap();
     let text = format!(

@@ -1,7 +1,6 @@
 //! Workloads that nobody here wrote: stress-ng's stressors, in the tightest place with a pids and a memory limit.
 
 use super::docker::{docker, image, text};
-use super::revoke::time_of;
 use super::support::*;
 use std::process::Command;
 

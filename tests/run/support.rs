@@ -120,6 +120,12 @@ pub fn signal(pid: u32, name: &str) {
     Command::new("sh").args(["-c", &format!("kill -{name} {pid} 2>/dev/null || true")]).status().unwrap();
 }
 
+/// Seconds since the epoch of an RFC 3339 time.
+pub fn time_of(text: &str) -> f64 {
+    let out = Command::new("date").args(["-d", text, "+%s.%N"]).output().unwrap();
+    String::from_utf8_lossy(&out.stdout).trim().parse().unwrap()
+}
+
 /// Polls until `condition` holds; fails after a minute.
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);

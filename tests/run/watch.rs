@@ -213,8 +213,7 @@ fn busy() {
         assert_eq!(code, 143, "{records:#?}");
         let asked = records.iter().find(|r| r["event"] == "termination_requested").unwrap();
         let seal = records.last().unwrap();
-        let took = super::revoke::time_of(seal["time"].as_str().unwrap())
-            - super::revoke::time_of(asked["time"].as_str().unwrap());
+        let took = time_of(seal["time"].as_str().unwrap()) - time_of(asked["time"].as_str().unwrap());
         assert!(took < 2.7, "{busy}: {took} s of 0.9 x 3 s: {seal:#}");
         assert!(started.elapsed().as_secs() < 30);
         println!("{busy} busy processes: sealed {took:.3} s after the stop, {}", seal["escalation"]);
@@ -234,8 +233,7 @@ fn a_fork_bomb_of_escapees_is_dead_and_sealed_in_time() {
         let (_, records) = run.stopped();
         let seal = records.last().unwrap();
         let asked = records.iter().find(|r| r["event"] == "termination_requested").unwrap();
-        let took = super::revoke::time_of(seal["time"].as_str().unwrap())
-            - super::revoke::time_of(asked["time"].as_str().unwrap());
+        let took = time_of(seal["time"].as_str().unwrap()) - time_of(asked["time"].as_str().unwrap());
         assert!(took < 4.5, "{took}: {seal:#}");
         let kill = seal["escalation"].as_array().unwrap().last().unwrap();
         assert_eq!((kill["rung"].as_str(), kill["survivors"].as_u64()), (Some("kill"), Some(0)), "{seal:#}");
@@ -308,7 +306,7 @@ fn a_bomb_without_end_under_a_pids_limit_is_dead_and_sealed_in_time() {
         let seal = records.last().unwrap();
         let time = |event: &str| {
             let record = records.iter().find(|r| r["event"] == event).unwrap();
-            super::revoke::time_of(record["time"].as_str().unwrap())
+            time_of(record["time"].as_str().unwrap())
         };
         // The deadline, the hard limit (5 s), and half a second to be scheduled in for the rest.
         let took = time("evaluation_terminated") - time("evaluation_started");
