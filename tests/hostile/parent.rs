@@ -49,6 +49,11 @@ pub fn plain(args: &[String]) -> ! {
         // SAFETY: the handler only adds to an atomic.
         unsafe { libc::signal(signal, signalled as *const () as libc::sighandler_t) };
     }
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        // The standard library's handlers share one small stack: both at once can overflow it, and that ends even PID 1.
+        // SAFETY: SIG_DFL is no handler.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
     // SAFETY: one thread; the child executes at once.
     let child = unsafe { libc::fork() };
     if child == 0 {

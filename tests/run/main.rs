@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+// The registers of the tracee.
+#[cfg(target_arch = "x86_64")]
+mod clock;
 mod docker;
 mod doctor;
 mod laptop;
