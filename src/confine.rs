@@ -11,6 +11,7 @@ use crate::kernel::cpu::{self, Share};
 use crate::kernel::files;
 use crate::kernel::landlock::{self, Domain};
 use crate::kernel::limits;
+use crate::kernel::mounts::Mount;
 use crate::kernel::outcome::{Cause, OFF, Outcome};
 use crate::kernel::seccomp::{self, Filter};
 use crate::kernel::spawn::{Prepare, REPORT};
@@ -129,6 +130,8 @@ pub struct Context<'a> {
     pub audit_path: Option<&'a Path>,
     /// The supervisor's own executable.
     pub binary: Option<&'a Path>,
+    /// What is mounted, where it could be read.
+    pub mounts: Option<&'a [Mount]>,
     /// The mask in force before the supervisor blocked its signals; restored by `spawn`, not here.
     pub old_mask: SigSet,
 }
@@ -177,7 +180,8 @@ impl Confinement {
             binary: ctx.binary,
             confined: confined.then_some(writable.as_slice()),
             homes: &homes,
-            mounts: capable(SYS_ADMIN),
+            may_mount: capable(SYS_ADMIN),
+            mounts: ctx.mounts,
         });
         let share = Share::read();
         let network_deny = settings.network == Network::Deny;

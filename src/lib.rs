@@ -13,6 +13,7 @@ pub mod audit;
 pub mod confine;
 #[cfg(test)]
 mod corpus;
+pub mod diagnostics;
 pub mod kernel;
 pub mod machine;
 pub mod policy;
@@ -40,24 +41,11 @@ use nix::sys::signal::Signal;
 use policy::Policy;
 use relay::Relay;
 use settings::cli::printable;
-use settings::{AuditFile, LogFormat, Settings};
+use settings::{AuditFile, Settings};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use supervise::{Shared, Supervisor};
-
-/// Supervises the command; gracekeeper's exit status. Errors before the spawn are one line on stderr and 125.
-#[must_use]
-pub fn run(settings: Settings) -> u8 {
-    start_log(&settings);
-    match prepare(settings) {
-        Ok(supervisor) => supervisor.run(),
-        Err(line) => {
-            complain(&line);
-            125
-        }
-    }
-}
 
 /// No ptrace and no /proc/PID/mem of ours for the workload, which has our UID (prctl(2)).
 fn hide() -> Outcome {
@@ -73,22 +61,21 @@ pub fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "gracekeeper: {line}");
 }
 
-fn start_log(settings: &Settings) {
-    let log = tracing_subscriber::fmt().with_max_level(settings.log_level).with_writer(std::io::stderr);
-    match settings.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
-}
-
-/// Everything before the loop; `?` is allowed up to the fork.
-fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
+/// Everything before the loop: the command runs when it returns; `?` is allowed up to the fork. A function of its own, with its
+/// result on the heap: what it needs of the stack is given back before the wait begins.
+///
+/// # Errors
+/// One line; nothing was run.
+#[inline(never)]
+pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
+    diagnostics::start(settings.log_level, settings.log_format);
     if let Some(key) = settings.audit_key.as_ref().filter(|_| !switches::without("own_environment")) {
         kernel::environment::forget(&key.0);
     }
     let policy = settings.policy.as_deref().map(read_policy).transpose()?;
     let pid1 = nix::unistd::getpid().as_raw() == 1;
-    let mut protected: Vec<PathBuf> = std::env::current_exe().into_iter().collect();
+    let binary = std::env::current_exe().ok();
+    let mut protected: Vec<PathBuf> = binary.clone().into_iter().collect();
     match &settings.audit_file {
         AuditFile::Named(path) => protected.push(path.clone()),
         AuditFile::Default if pid1 => protected.push(PathBuf::from(DEFAULT_FILE)),
@@ -118,9 +105,9 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         Some(Ok(made)) => (Some(made), None),
         Some(Err(line)) => (None, Some(line)),
     };
-    let targets = scrub::targets::resolve(&settings.scrub, pid1, private);
+    let mounts = kernel::mounts::all();
+    let targets = scrub::targets::resolve(&settings.scrub, pid1, private, mounts.as_deref());
     let terminal = limits::owns_terminal();
-    let binary = std::env::current_exe().ok();
     let confinement = confine::Confinement::prepare(&confine::Context {
         settings: &settings,
         pid1,
@@ -128,6 +115,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         terminal,
         audit_path: log.audit_path(),
         binary: binary.as_deref(),
+        mounts: mounts.as_deref(),
         old_mask: signals::old_mask(),
     });
     let mut command = spawn::Command::new(&settings.command, &settings.workload_env, settings.workdir.as_deref());
@@ -174,7 +162,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         scrub_budget: settings.scrub_budget,
         adaptive: settings.adaptive,
     };
-    let mut supervisor = Supervisor {
+    let mut supervisor = Box::new(Supervisor {
         shared,
         machine: Machine::new(limits, begun),
         signals,
@@ -197,7 +185,7 @@ fn prepare(mut settings: Settings) -> Result<Supervisor, String> {
         refreeze: Instant::default(),
         spoofed_window: (Instant::default(), 0),
         more_to_reap: false,
-    };
+    });
     let output = supervisor.relay.as_ref().and_then(Relay::writers);
     let spawned = command.and_then(|c| {
         if let Some((line, errno)) = refused {
@@ -288,7 +276,6 @@ fn private_tmp(settings: &mut Settings) -> Result<(PathBuf, std::os::fd::OwnedFd
 /// A panic kills, seals as `supervisor_error` and exits 125: a bug of ours must not leave the workload behind.
 fn hook_panics(shared: Arc<Shared>, pid1: bool) {
     std::panic::set_hook(Box::new(move |info| {
-        complain(&format!("internal error: {info}"));
         if pid1 {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
         } else if let Ok(mut everything) = shared.everything.try_lock() {
@@ -303,6 +290,9 @@ fn hook_panics(shared: Arc<Shared>, pid1: bool) {
         if let Ok(mut log) = shared.log.try_lock() {
             log.seal(seal::of_a_panic(&info.to_string()), None);
         }
+        // Last, and not for long: a reader that is stuck must keep neither the workload alive nor us.
+        let line = format!("gracekeeper: internal error: {info}");
+        let _ = audit::stderr::StderrSink::open().write(&line, true);
         std::process::exit(125);
     }));
 }

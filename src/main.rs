@@ -2,8 +2,10 @@
 
 mod start;
 
-use gracekeeper::settings::cli::{Invocation, UsageError, help, parse};
+use gracekeeper::settings::Settings;
+use gracekeeper::settings::cli::{Invocation, Raw, help, parse};
 use gracekeeper::settings::resolve::resolve;
+use gracekeeper::supervise::Supervisor;
 use gracekeeper::{complain, kernel, verbs};
 use std::ffi::OsString;
 use std::io::Write;
@@ -22,22 +24,37 @@ fn main() -> ExitCode {
 }
 
 fn dispatch() -> Result<u8, String> {
-    let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let usage = |e: UsageError| e.to_string();
-    let invocation = parse(&argv).map_err(usage)?;
-    if !matches!(invocation, Invocation::Run(_)) {
-        kernel::signals::unblock();
+    match invoked()? {
+        Invocation::Run(raw) => Ok(supervised(raw)?.run()),
+        other => verb(other),
     }
+}
+
+// Functions of their own: the stack of what is over is given back before the wait begins (`limits::give_back_memory`).
+
+#[inline(never)]
+fn invoked() -> Result<Invocation, String> {
+    let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
+    parse(&argv).map_err(|e| e.to_string())
+}
+
+#[inline(never)]
+fn supervised(raw: Raw) -> Result<Box<Supervisor>, String> {
+    gracekeeper::prepare(settings(raw)?)
+}
+
+fn settings(raw: Raw) -> Result<Settings, String> {
+    let env: Vec<_> = std::env::vars_os().collect();
+    resolve(raw, &env, kernel::proc::hostname().as_deref()).map_err(|e| e.to_string())
+}
+
+#[inline(never)]
+fn verb(invocation: Invocation) -> Result<u8, String> {
+    kernel::signals::unblock();
     match invocation {
-        Invocation::Run(raw) => {
-            let env: Vec<_> = std::env::vars_os().collect();
-            let hostname = kernel::proc::hostname();
-            Ok(gracekeeper::run(resolve(raw, &env, hostname.as_deref()).map_err(usage)?))
-        }
+        Invocation::Run(_) => unreachable!("dispatch takes it"),
         Invocation::Doctor { raw, json } => {
-            let env: Vec<_> = std::env::vars_os().collect();
-            let settings = resolve(raw, &env, kernel::proc::hostname().as_deref()).map_err(usage)?;
-            let (text, holds) = verbs::doctor::run(&settings, json)?;
+            let (text, holds) = verbs::doctor::run(&settings(raw)?, json)?;
             print(&text).map(|_| u8::from(!holds))
         }
         Invocation::Install(dest) => verbs::install::install(&dest).map(|()| 0),

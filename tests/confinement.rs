@@ -54,6 +54,7 @@ fn prepare(network: Network) -> Confinement {
         terminal: false,
         audit_path: None,
         binary: None,
+        mounts: None,
         old_mask: nix::sys::signal::SigSet::empty(),
     })
 }
@@ -197,8 +198,14 @@ fn guard_keeps_the_audit_directory_and_nothing_else() {
         std::fs::create_dir_all(dir.join("sub")).unwrap();
         std::fs::write(dir.join("file"), "x").unwrap();
     }
-    let domain =
-        Domain::build(&Wanted { audit_dir: Some(&audit), binary: None, confined: None, homes: &[], mounts: false });
+    let domain = Domain::build(&Wanted {
+        audit_dir: Some(&audit),
+        binary: None,
+        confined: None,
+        homes: &[],
+        may_mount: false,
+        mounts: None,
+    });
     assert_ne!(domain.files.word(), "unavailable", "{:?}", domain.files);
     let domain: &'static Domain = Box::leak(Box::new(domain));
     let sh = |confined: bool, script: String| {

@@ -70,6 +70,14 @@ impl StderrSink {
     /// # Errors
     /// What was refused; ETIMEDOUT where nobody reads.
     pub fn write(&mut self, line: &str, patient: bool) -> Result<(), Cause> {
+        self.write_within(line, if self.stuck && !patient { Duration::ZERO } else { PATIENCE })
+    }
+
+    /// One line, given up after `patience`.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub fn write_within(&mut self, line: &str, patience: Duration) -> Result<(), Cause> {
         let Some(mut file) = self.file.as_ref() else { return Err(Cause::refused("stderr", Errno::EBADF)) };
         let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
         if self.torn {
@@ -77,7 +85,6 @@ impl StderrSink {
         }
         bytes.extend_from_slice(line.as_bytes());
         bytes.push(b'\n');
-        let patience = if self.stuck && !patient { Duration::ZERO } else { PATIENCE };
         let deadline = clock::now().plus(patience);
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {

@@ -5,6 +5,7 @@
 use super::files;
 use nix::errno::Errno;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// What the quota calls for.
 // There is one value in a run: its size does not matter.
@@ -87,47 +88,60 @@ pub fn available() -> u64 {
     quota().unwrap_or(u64::MAX).min(cpus.saturating_mul(1000))
 }
 
-/// The tightest quota along the visible path, in thousandths of a CPU (cgroups(7)).
+/// The quota in force, read once: the container's, which a workload cannot change.
 fn quota() -> Option<u64> {
-    let own = files::text(Path::new("/proc/self/cgroup"))?;
-    tightest(&own, Path::new("/sys/fs/cgroup"))
+    static QUOTA: OnceLock<Option<u64>> = OnceLock::new();
+    *QUOTA.get_or_init(|| tightest(files::own_cgroup()?, Path::new("/sys/fs/cgroup")))
 }
 
+/// The tightest quota along the visible path, in thousandths of a CPU (cgroups(7)).
 fn tightest(own: &str, mount: &Path) -> Option<u64> {
     let mut found = None::<u64>;
     for line in own.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        let roots: Vec<PathBuf> = if controllers.is_empty() {
-            vec![mount.to_path_buf()]
+        let (roots, limit): (Vec<PathBuf>, Limit) = if controllers.is_empty() {
+            (vec![mount.to_path_buf()], limit_v2)
         } else if controllers.split(',').any(|c| c == "cpu") {
-            vec![mount.join(controllers), mount.join("cpu")]
+            (vec![mount.join(controllers), mount.join("cpu")], limit_v1)
         } else {
             continue;
         };
         for root in roots {
             // A path that is not visible here (no cgroup namespace) simply gives no files until the mount's root.
-            for dir in Path::new(path.trim_start_matches('/')).ancestors() {
-                let here = limit_of(&root.join(dir));
-                found = found.into_iter().chain(here).min();
+            let along = Path::new(path.trim_start_matches('/')).ancestors().map(|dir| limit(&root.join(dir)));
+            let seen: Vec<Option<u64>> = along.flatten().collect();
+            found = found.into_iter().chain(seen.iter().copied().flatten()).min();
+            if !seen.is_empty() {
+                // The second name, where there is one, is a link to the first.
+                break;
             }
         }
     }
     found
 }
 
-fn limit_of(dir: &Path) -> Option<u64> {
-    let read = |name: &str| files::text(&dir.join(name));
-    let (quota, period) = match read("cpu.max") {
-        Some(line) => {
-            let mut words = line.split_whitespace().map(str::to_owned);
-            (words.next()?, words.next()?)
-        }
-        None => (read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?),
-    };
-    // "max" (v2) and "-1" (v1) are no quota.
-    let quota: u64 = quota.trim().parse().ok()?;
-    quota.checked_mul(1000)?.checked_div(period.trim().parse().ok()?)
+/// What one directory says: nothing, no limit, or a limit in thousandths of a CPU.
+type Limit = fn(&Path) -> Option<Option<u64>>;
+
+fn limit_v2(dir: &Path) -> Option<Option<u64>> {
+    let line = files::text(&dir.join("cpu.max"))?;
+    let mut words = line.split_whitespace();
+    Some(thousandths(words.next(), words.next()))
+}
+
+fn limit_v1(dir: &Path) -> Option<Option<u64>> {
+    let quota = files::text(&dir.join("cpu.cfs_quota_us"))?;
+    if quota.starts_with('-') {
+        return Some(None);
+    }
+    Some(thousandths(Some(&quota), files::text(&dir.join("cpu.cfs_period_us")).as_deref()))
+}
+
+/// "max" (v2) and "-1" (v1) are no quota.
+fn thousandths(quota: Option<&str>, period: Option<&str>) -> Option<u64> {
+    let quota: u64 = quota?.trim().parse().ok()?;
+    quota.checked_mul(1000)?.checked_div(period?.trim().parse().ok()?)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
@@ -23,6 +24,33 @@ pub fn text(path: &Path) -> Option<String> {
     let mut bytes = [0u8; MOST];
     let n = nix::unistd::read(&fd, &mut bytes).ok()?;
     Some(String::from_utf8_lossy(bytes.get(..n)?).into_owned())
+}
+
+/// This process's cgroups (cgroups(7)), read once.
+pub fn own_cgroup() -> Option<&'static str> {
+    static OWN: OnceLock<Option<String>> = OnceLock::new();
+    OWN.get_or_init(|| text(Path::new("/proc/self/cgroup"))).as_deref()
+}
+
+/// A file of /proc of any length: the same, read to its end. `None` where that is not all of it.
+#[must_use]
+pub fn whole(path: &Path) -> Option<Vec<u8>> {
+    const STEP: usize = 8192;
+    let fd = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let (mut bytes, mut used) = (vec![0; STEP], 0);
+    loop {
+        match nix::unistd::read(&fd, bytes.get_mut(used..)?) {
+            Ok(0) => break,
+            Ok(n) => used += n,
+            Err(Errno::EINTR) => {}
+            Err(_) => return None,
+        }
+        if used == bytes.len() {
+            bytes.resize(used + STEP, 0);
+        }
+    }
+    bytes.truncate(used);
+    Some(bytes)
 }
 
 /// Opens a directory by an absolute path none of whose parts may be a symlink (openat2(2), Linux 5.6; where it is

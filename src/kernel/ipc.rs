@@ -37,8 +37,8 @@ pub struct Object {
 pub fn objects() -> Vec<Object> {
     let mut all = Vec::new();
     for (kind, file) in [(Kind::Memory, "shm"), (Kind::Semaphores, "sem"), (Kind::Queue, "msg")] {
-        let text = std::fs::read_to_string(Path::new("/proc/sysvipc").join(file)).unwrap_or_default();
-        all.extend(text.lines().skip(1).filter_map(|line| object(kind, line)));
+        let text = files::whole(&Path::new("/proc/sysvipc").join(file)).unwrap_or_default();
+        all.extend(String::from_utf8_lossy(&text).lines().skip(1).filter_map(|line| object(kind, line)));
     }
     all
 }

@@ -8,10 +8,11 @@
 //! below /proc/self. Invariant: no entry of a protected directory is ever granted by `guard`, but for a directory that
 //! programs need, which gives no right to the entries beside it.
 
+use super::mounts::{self, Mount};
 use super::outcome::{Cause, OFF, Outcome};
 use crate::switches::without;
 use landlock::{
-    ABI, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
+    ABI, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, Scope,
 };
 use nix::errno::Errno;
@@ -40,7 +41,9 @@ pub struct Wanted<'a> {
     /// Directories the workload starts in or lives in: ones it creates entries in.
     pub homes: &'a [PathBuf],
     /// Whether the workload may mount (CAP_SYS_ADMIN).
-    pub mounts: bool,
+    pub may_mount: bool,
+    /// What is mounted, where it could be read.
+    pub mounts: Option<&'a [Mount]>,
 }
 
 /// The domain, with what holds once it is entered.
@@ -82,7 +85,7 @@ impl Domain {
             false => Outcome::Unavailable(Cause::because("Landlock ABI below 6")),
         };
         let (grants, mut files) = if without("landlock") { (None, off) } else { grants(wanted, abi) };
-        if files == Outcome::Enforced && grants.as_deref().is_some_and(|grants| is_aliased(wanted.audit_dir, grants)) {
+        if files == Outcome::Enforced && grants.as_deref().is_some_and(|grants| is_aliased(wanted, grants)) {
             files = Outcome::Degraded(Cause::because(ALIASED));
         }
         match ruleset(grants.as_deref(), scoped) {
@@ -177,7 +180,7 @@ fn grants(wanted: &Wanted<'_>, abi: i64) -> (Option<Vec<PathBuf>>, Outcome) {
             "nothing on disk to protect"
         });
     }
-    if wanted.mounts {
+    if wanted.may_mount {
         return unavailable("file rules would forbid mounting to CAP_SYS_ADMIN");
     }
     if abi < 2 {
@@ -205,19 +208,18 @@ fn grants(wanted: &Wanted<'_>, abi: i64) -> (Option<Vec<PathBuf>>, Outcome) {
 
 /// Whether the audit directory is there a second time, below something that stays writable: a volume that is mounted twice.
 /// Rules follow the path that is taken (landlock(7)), so that the other one leads around them.
-fn is_aliased(audit: Option<&Path>, grants: &[PathBuf]) -> bool {
-    let Some(audit) = audit.and_then(|dir| dir.canonicalize().ok()) else { return false };
-    let Ok(mounts) = procfs::process::Process::myself().and_then(|me| me.mountinfo()) else { return false };
-    let holder = mounts.iter().filter(|m| audit.starts_with(&m.mount_point));
-    let Some(holder) = holder.max_by_key(|m| m.mount_point.components().count()) else { return false };
-    let Ok(below) = audit.strip_prefix(&holder.mount_point) else { return false };
-    let inside = Path::new(&holder.root).join(below);
+fn is_aliased(wanted: &Wanted<'_>, grants: &[PathBuf]) -> bool {
+    let Some(audit) = wanted.audit_dir.and_then(|dir| dir.canonicalize().ok()) else { return false };
+    let Some(mounts) = wanted.mounts else { return false };
+    let Some(holder) = mounts::holder(&audit, mounts) else { return false };
+    let Ok(below) = audit.strip_prefix(&holder.point) else { return false };
+    let inside = holder.root.join(below);
     let same = |other: &Path| {
         let (a, b) = (std::fs::metadata(&audit), std::fs::metadata(other));
         a.is_ok_and(|a| b.is_ok_and(|b| (a.dev(), a.ino()) == (b.dev(), b.ino())))
     };
-    mounts.iter().filter(|m| m.majmin == holder.majmin).any(|m| {
-        let other = inside.strip_prefix(&m.root).map(|rest| m.mount_point.join(rest));
+    mounts.iter().filter(|m| m.device == holder.device).any(|m| {
+        let other = inside.strip_prefix(&m.root).map(|rest| m.point.join(rest));
         // It may be hidden below yet another mount.
         other.is_ok_and(|o| o != audit && grants.iter().any(|grant| o.starts_with(grant)) && same(&o))
     })
@@ -245,7 +247,6 @@ fn beside(dir: &Path, protected: &[&Path], out: &mut Vec<PathBuf>) -> Option<()>
 
 fn ruleset(grants: Option<&[PathBuf]>, scope: bool) -> Option<OwnedFd> {
     let write = AccessFs::from_write(ABI::V3);
-    let to_file: BitFlags<AccessFs> = AccessFs::WriteFile | AccessFs::Truncate;
     let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
     if grants.is_some() {
         ruleset = ruleset.handle_access(write).ok()?;
@@ -260,8 +261,8 @@ fn ruleset(grants: Option<&[PathBuf]>, scope: bool) -> Option<OwnedFd> {
     for path in grants.unwrap_or_default() {
         // What went away since, or may not be opened, needs no grant.
         let Ok(fd) = PathFd::new(path) else { continue };
-        let allowed = if path.is_dir() { write } else { to_file };
-        created = created.add_rule(PathBeneath::new(fd, allowed)).ok()?;
+        // Of a file only the rights that files have are taken: the crate looks at the descriptor.
+        created = created.add_rule(PathBeneath::new(fd, write)).ok()?;
     }
     created.into()
 }

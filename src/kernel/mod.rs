@@ -12,6 +12,7 @@ pub mod ipc;
 pub mod kill;
 pub mod landlock;
 pub mod limits;
+pub mod mounts;
 pub mod nowait;
 pub mod outcome;
 pub mod pipe;

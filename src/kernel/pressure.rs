@@ -23,7 +23,7 @@ impl Pressure {
     /// Opens the files of the memory cgroup (v1 or v2); `None` where there is no limit, or none can be seen.
     #[must_use]
     pub fn open() -> Option<Self> {
-        let own = files::text(Path::new("/proc/self/cgroup"))?;
+        let own = files::own_cgroup()?;
         let mount = Path::new("/sys/fs/cgroup");
         own.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);

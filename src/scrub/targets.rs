@@ -1,6 +1,7 @@
 //! Which paths are scrubbed, and why the others are not.
 
 use crate::kernel::files;
+use crate::kernel::mounts::{Mount, holder};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +32,12 @@ pub enum Source {
 
 /// The targets of a run. Looked up before the spawn, when the paths are still what the image or the operator made them.
 #[must_use]
-pub fn resolve(named: &[PathBuf], pid1: bool, private: Option<(PathBuf, OwnedFd)>) -> Vec<Target> {
+pub fn resolve(
+    named: &[PathBuf],
+    pid1: bool,
+    private: Option<(PathBuf, OwnedFd)>,
+    mounts: Option<&[Mount]>,
+) -> Vec<Target> {
     let mut targets = Vec::new();
     // First, so that a budget used up elsewhere does not leave the run's own directory on somebody's machine.
     if let Some((path, fd)) = private {
@@ -39,13 +45,13 @@ pub fn resolve(named: &[PathBuf], pid1: bool, private: Option<(PathBuf, OwnedFd)
     }
     // Without symlinks from here on: a part that the workload makes into one is refused at the scrub.
     let named: Vec<PathBuf> = named.iter().map(|p| std::fs::canonicalize(p).unwrap_or_else(|_| p.clone())).collect();
-    let mounts = if pid1 { mounts() } else { None };
+    let mounts = mounts.filter(|_| pid1);
     if pid1 {
         for path in DEFAULTS.map(PathBuf::from) {
             if named.contains(&path) {
                 continue;
             }
-            let source = if mounts.as_deref().is_some_and(|m| is_host_mount(&path, m)) {
+            let source = if mounts.is_some_and(|m| is_host_mount(&path, m)) {
                 Source::Skipped("a mount from the host")
             } else {
                 Source::Path
@@ -54,8 +60,7 @@ pub fn resolve(named: &[PathBuf], pid1: bool, private: Option<(PathBuf, OwnedFd)
         }
     }
     targets.extend(named.into_iter().map(|path| Target { path, source: Source::Path, own_tmpfs: false }));
-    let held: Vec<Option<&Mount>> =
-        targets.iter().map(|t| mounts.as_deref().and_then(|m| holder(&t.path, m))).collect();
+    let held: Vec<Option<&Mount>> = targets.iter().map(|t| mounts.and_then(|m| holder(&t.path, m))).collect();
     for (target, mount) in targets.iter_mut().zip(&held) {
         target.own_tmpfs = mount.is_some_and(|own| {
             own.kind == "tmpfs" && held.iter().flatten().filter(|other| other.device == own.device).count() == 1
@@ -84,33 +89,12 @@ pub fn refuse(path: &Path, protected: &[PathBuf]) -> Option<String> {
         .map(|own| format!("--scrub: {shown:?} holds {:?}", crate::settings::cli::printable(own.as_os_str())))
 }
 
-/// One mount: where, what kind, and which part of its file system.
-struct Mount {
-    point: PathBuf,
-    kind: String,
-    root: String,
-    device: String,
-}
-
-fn mounts() -> Option<Vec<Mount>> {
-    let all = procfs::process::Process::myself().and_then(|me| me.mountinfo()).ok()?;
-    Some(
-        all.into_iter()
-            .map(|m| Mount { point: m.mount_point, kind: m.fs_type, root: m.root, device: m.majmin })
-            .collect(),
-    )
-}
-
-/// The deepest mount point above the path holds it; of several on the same point the last one is on top.
-fn holder<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
-    let deepest = mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.components().count())?;
-    mounts.iter().rfind(|m| m.point == deepest.point)
-}
-
 /// Neither the container's root, a tmpfs nor a kubelet's emptyDir: somebody else's files.
 fn is_host_mount(path: &Path, mounts: &[Mount]) -> bool {
     holder(path, mounts).is_some_and(|m| {
-        m.point.parent().is_some() && m.kind != "tmpfs" && !m.root.contains("/kubernetes.io~empty-dir/")
+        m.point.parent().is_some()
+            && m.kind != "tmpfs"
+            && !m.root.to_string_lossy().contains("/kubernetes.io~empty-dir/")
     })
 }
 

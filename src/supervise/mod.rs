@@ -110,7 +110,7 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Runs until the seal is written; the exit status.
-    pub fn run(mut self) -> u8 {
+    pub fn run(mut self: Box<Self>) -> u8 {
         loop {
             if let State::Done(code) = self.machine.state() {
                 return code;
@@ -203,6 +203,7 @@ impl Supervisor {
             Handshake::Launched => {
                 self.facts.launched = Some(true);
                 self.feed(Event::Launched);
+                limits::give_back_memory();
             }
             Handshake::Failed(call, errno) => {
                 self.facts.launched = Some(false);

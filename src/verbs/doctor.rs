@@ -79,6 +79,7 @@ fn examine(settings: &Settings) -> Result<Report, String> {
 
     let audit = audit_file(settings, pid1, &mut checks);
     let binary = std::env::current_exe().ok();
+    let mounts = crate::kernel::mounts::all();
     let confinement = Confinement::prepare(&Context {
         settings,
         pid1,
@@ -86,6 +87,7 @@ fn examine(settings: &Settings) -> Result<Report, String> {
         terminal: false,
         audit_path: audit.as_ref().map(|(sink, _)| sink.path()),
         binary: binary.as_deref(),
+        mounts: mounts.as_deref(),
         old_mask: signals::old_mask(),
     });
 
