@@ -8,7 +8,6 @@ mod report;
 pub use report::{Report, outcomes};
 
 use crate::kernel::cpu::{self, Share};
-use crate::kernel::files;
 use crate::kernel::landlock::{self, Domain};
 use crate::kernel::limits;
 use crate::kernel::mounts::Mount;
@@ -154,19 +153,12 @@ pub struct Confinement {
 const SYS_ADMIN: u32 = 21;
 const SYS_RESOURCE: u32 = 24;
 
-/// The effective capabilities of this process (capabilities(7)), as the bits of `/proc/self/status`.
-fn capabilities() -> u64 {
-    let status = files::text(Path::new("/proc/self/status")).unwrap_or_default();
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
-}
-
 impl Confinement {
     /// Everything that is allocated or looked up is done here.
     #[must_use]
     pub fn prepare(ctx: &Context<'_>) -> Self {
         let settings = ctx.settings;
-        let capabilities = capabilities();
+        let capabilities = limits::capabilities();
         let capable = |number: u32| (capabilities >> number) & 1 == 1;
         let confined = settings.filesystem == Filesystem::Confined;
         let start = settings.workdir.clone().or_else(|| std::env::current_dir().ok());

@@ -142,7 +142,7 @@ impl Facts {
     #[must_use]
     pub fn counted(&self, proc_: Option<&Proc>) -> Counters {
         match (&self.baseline, proc_) {
-            (Some(baseline), Some(proc_)) => Counters::read(proc_).since(baseline),
+            (Some(baseline), Some(proc_)) => Counters::read_since(proc_, baseline),
             _ => Counters::default(),
         }
     }

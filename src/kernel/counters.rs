@@ -2,6 +2,7 @@
 //!
 //! Only PID 1 may call them the workload's. A counter that cannot be read is `None`, never zero.
 
+use super::files::lossy;
 use super::proc::Proc;
 
 /// The kernel's counters at one instant.
@@ -19,18 +20,32 @@ impl Counters {
     /// Reads them all.
     #[must_use]
     pub fn read(proc_: &Proc) -> Self {
+        Self::read_but(proc_, |_| None)
+    }
+
+    /// What was counted since `earlier`, read now. Where nothing left by an interface there was no attempt (see `since`), and the
+    /// protocols' tables, which cost more than everything else here, are not asked.
+    #[must_use]
+    pub fn read_since(proc_: &Proc, earlier: &Self) -> Self {
+        Self::read_but(proc_, |sent| earlier.network_attempts.filter(|_| sent.is_some() && sent == earlier.bytes_sent))
+            .since(earlier)
+    }
+
+    /// Reads them; the attempts only where `known`, told what was sent, does not know them.
+    fn read_but(proc_: &Proc, known: impl Fn(Option<u64>) -> Option<u64>) -> Self {
         let mut buffer = vec![0u8; 16 * 1024];
         let mut text = |path: &std::ffi::CStr| {
             let n = proc_.read_following(path, &mut buffer).ok()?;
-            Some(String::from_utf8_lossy(buffer.get(..n)?).into_owned())
+            Some(lossy(buffer.get(..n)?))
         };
-        let attempts = text(c"net/snmp").and_then(|t| snmp(&t));
-        let attempts6 = text(c"net/snmp6").and_then(|t| snmp6(&t)).unwrap_or(0);
-        Self {
-            last_pid: text(c"loadavg").and_then(|t| t.split_ascii_whitespace().nth(4)?.parse().ok()),
-            bytes_sent: text(c"net/dev").and_then(|t| sent(&t)),
-            network_attempts: attempts.map(|a| a.saturating_add(attempts6)),
-        }
+        let last_pid = text(c"loadavg").and_then(|t| t.split_ascii_whitespace().nth(4)?.parse().ok());
+        let bytes_sent = text(c"net/dev").and_then(|t| sent(&t));
+        let network_attempts = known(bytes_sent).or_else(|| {
+            let attempts = text(c"net/snmp").and_then(|t| snmp(&t));
+            let attempts6 = text(c"net/snmp6").and_then(|t| snmp6(&t)).unwrap_or(0);
+            attempts.map(|a| a.saturating_add(attempts6))
+        });
+        Self { last_pid, bytes_sent, network_attempts }
     }
 
     /// What was counted since `earlier`. A counter that ran backwards (wrapped, or another namespace's) is `None`.
@@ -105,7 +120,6 @@ mod tests {
     #[test]
     fn the_corpora_do_not_panic() {
         use proptest::prelude::*;
-        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         for (name, bytes) in crate::corpus::files("net-dev") {
             let wanted = match name.as_str() {
                 "real" | "empty" | "huge" => true,

@@ -23,7 +23,13 @@ pub fn text(path: &Path) -> Option<String> {
     let fd = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     let mut bytes = [0u8; MOST];
     let n = nix::unistd::read(&fd, &mut bytes).ok()?;
-    Some(String::from_utf8_lossy(bytes.get(..n)?).into_owned())
+    Some(lossy(bytes.get(..n)?))
+}
+
+/// Text in which invalid UTF-8 is replaced. Valid text, which is nearly all of it, is checked a word at a time and not by character.
+#[must_use]
+pub fn lossy(bytes: &[u8]) -> String {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes).into_owned(), str::to_owned)
 }
 
 /// This process's cgroups (cgroups(7)), read once.

@@ -38,7 +38,7 @@ pub fn objects() -> Vec<Object> {
     let mut all = Vec::new();
     for (kind, file) in [(Kind::Memory, "shm"), (Kind::Semaphores, "sem"), (Kind::Queue, "msg")] {
         let text = files::whole(&Path::new("/proc/sysvipc").join(file)).unwrap_or_default();
-        all.extend(String::from_utf8_lossy(&text).lines().skip(1).filter_map(|line| object(kind, line)));
+        all.extend(files::lossy(&text).lines().skip(1).filter_map(|line| object(kind, line)));
     }
     all
 }

@@ -72,6 +72,21 @@ pub fn nproc_does_not_bind() -> bool {
     first.next().is_none_or(|inside| inside == "0") && first.next().is_none_or(|outside| outside == "0")
 }
 
+/// The effective capabilities of this process, a bit for each (capget(2), capabilities(7)); none where they cannot be asked.
+#[must_use]
+pub fn capabilities() -> u64 {
+    /// _LINUX_CAPABILITY_VERSION_3: two words for each set (Linux 2.6.26).
+    const VERSION: u32 = 0x2008_0522;
+    // struct __user_cap_header_struct: version, pid (0: the caller); two of struct __user_cap_data_struct: effective, permitted,
+    // inheritable.
+    let mut header = [VERSION, 0];
+    let mut data = [[0u32; 3]; 2];
+    // SAFETY: capget(2) reads and writes the header and writes two structs of three words, which is what the arrays are.
+    let result = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) };
+    let [[low, ..], [high, ..]] = data;
+    if result == 0 { u64::from(low) | u64::from(high) << 32 } else { 0 }
+}
+
 /// Every signal back to its default disposition (sigaction(2)); the reserved ones answer EINVAL, which is right.
 pub fn default_dispositions() {
     for signal in 1..=64 {
@@ -144,4 +159,14 @@ pub fn take_foreground(group: i32) -> Result<(), Errno> {
 pub fn owns_terminal() -> bool {
     // SAFETY: isatty(3), tcgetpgrp(3) and getpgrp(2) take integers only.
     unsafe { libc::isatty(0) == 1 && libc::tcgetpgrp(0) == libc::getpgrp() }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_capabilities_are_those_of_proc() {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+        assert_eq!(super::capabilities(), u64::from_str_radix(effective.trim(), 16).unwrap());
+    }
 }
