@@ -37,6 +37,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// reclaim, and a supervisor that used more than its slice (5 ms, sched_cfs_bandwidth_slice_us) gets no more before the
 /// workload's own debt is paid: measured with 1,500 processes under 0.2 CPU, minutes, in which nobody was killed.
 const PATIENCE_UNDER_A_QUOTA: Duration = Duration::from_millis(8);
+/// So many alive are many, whatever the others are.
+pub const MANY: u64 = 64;
 /// How long it is then left alone.
 const REST: Duration = Duration::from_secs(2);
 
@@ -102,6 +104,33 @@ impl Everything {
     /// How many of the workload are alive; `None` where they cannot be listed.
     pub fn alive(&mut self) -> Option<u64> {
         self.members().map(|found| u64::try_from(found.len()).unwrap_or(u64::MAX))
+    }
+
+    /// How many of the workload are there, without a look at each where they are many: as PID 1 the names in `/proc` are the
+    /// processes, zombies included, and they are taken once `MANY` are known to be alive. A look at each of a thousand takes
+    /// 20 ms, in which nobody is asked to end.
+    pub fn count(&mut self) -> Option<u64> {
+        if !self.pid1 {
+            return self.alive();
+        }
+        let proc_ = self.proc_.as_ref()?;
+        if clock::now() < self.weary_until || self.is_pressed() {
+            return None;
+        }
+        let (mut names, mut alive) = (0u64, 0u64);
+        let until = clock::used() + self.patience;
+        let whole = proc_.each_pid(|pid| {
+            names += 1;
+            if alive <= MANY && pid != self.myself && proc_.stat(pid).is_ok_and(|stat| !stat.is_dead()) {
+                alive += 1;
+            }
+            clock::used() < until
+        });
+        if !whole {
+            self.weary_until = clock::now().plus(REST);
+            return None;
+        }
+        Some(if alive > MANY { names.saturating_sub(1) } else { alive })
     }
 
     /// Sends `signal` to everything. As PID 1 that is one call that no fork outruns (kill(2), pid -1: everything but

@@ -6,7 +6,7 @@
 
 use super::rules::{Detected, Reading, Rules};
 use crate::kernel::counters::Counters;
-use crate::kernel::kill::Everything;
+use crate::kernel::kill::{self, Everything};
 use crate::kernel::outcome::{Cause, Outcome};
 use crate::kernel::proc::{Identity, Stat};
 use crate::kernel::sockdiag::{self, Socket, state};
@@ -109,21 +109,30 @@ impl Watch {
         self.alive
     }
 
-    /// The sample at the trigger, before anything is sent: what the grace is measured against. How many are alive, if it was made.
-    pub fn begin(&mut self, everything: &mut Everything) -> Option<u64> {
+    /// The sample at the trigger, before anything is sent: what the grace is measured against. `alive` is how many there are; where
+    /// they are many, what each has used is read right after the polite request, by the first sample of the grace.
+    pub fn begin(&mut self, everything: &mut Everything, alive: Option<u64>) {
         if !self.is_on() || self.rules.is_some() {
-            return None;
+            return;
         }
         let began = clock::now();
         if everything.is_pressed() {
-            return None;
+            return;
         }
-        self.walk(everything);
+        let many = alive.is_none_or(|alive| alive > kill::MANY);
+        if !many {
+            self.walk(everything);
+        }
         self.listeners = sockdiag::tcp(&[state::LISTEN]).ok().map(|all| all.iter().map(listener).collect());
-        let base = self.read(everything);
+        let mut base = self.read(everything);
+        if many {
+            (base.cpu, base.memory) = (None, None);
+        }
         self.rules = Some(Rules::new(self.mode == Monitoring::Aggressive, self.cpus, &base));
         self.again(began, self.interval());
-        self.alive
+        if many {
+            (self.next, self.walked) = (clock::now(), None);
+        }
     }
 
     /// A sample of the grace.
@@ -135,7 +144,8 @@ impl Watch {
         }
         if self.rules.is_none() {
             // There was no memory for it at the trigger: what was missed is not guessed.
-            let _ = self.begin(everything);
+            let alive = everything.count();
+            self.begin(everything, alive);
             return Vec::new();
         }
         if self.walked.is_none_or(|walked| began.since(walked) >= WALK) {
