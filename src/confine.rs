@@ -150,7 +150,6 @@ pub struct Confinement {
     network_deny: bool,
 }
 
-const SYS_ADMIN: u32 = 21;
 const SYS_RESOURCE: u32 = 24;
 
 impl Confinement {
@@ -172,7 +171,7 @@ impl Confinement {
             binary: ctx.binary,
             confined: confined.then_some(writable.as_slice()),
             homes: &homes,
-            may_mount: capable(SYS_ADMIN),
+            may_mount: limits::may_mount(),
             mounts: ctx.mounts,
         });
         let share = Share::read();

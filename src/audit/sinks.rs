@@ -22,7 +22,7 @@ use std::time::Duration;
 /// What is kept free on the disk for the seal; also the longest line that is written.
 pub const RESERVE: usize = 128 * 1024;
 /// What is reserved beyond that at a time, so that not every record costs a call.
-const AHEAD: u64 = 64 * 1024;
+const AHEAD: u64 = 16 * 1024;
 /// The kubelet reads no more of a termination message.
 pub const MESSAGE_LIMIT: usize = 4096;
 

@@ -87,6 +87,13 @@ pub fn capabilities() -> u64 {
     if result == 0 { u64::from(low) | u64::from(high) << 32 } else { 0 }
 }
 
+/// Whether this process may mount (CAP_SYS_ADMIN), and so may what it starts.
+#[must_use]
+pub fn may_mount() -> bool {
+    const SYS_ADMIN: u32 = 21;
+    capabilities() >> SYS_ADMIN & 1 == 1
+}
+
 /// Every signal back to its default disposition (sigaction(2)); the reserved ones answer EINVAL, which is right.
 pub fn default_dispositions() {
     for signal in 1..=64 {

@@ -282,6 +282,19 @@ impl Crew {
         hired
     }
 
+    /// Does here what holds nobody up: what is no file, what is skipped, and empty directories at hand. Whether that was all: most
+    /// runs leave nothing, and need no thread to find it out.
+    pub fn glance(self: &Arc<Self>) -> bool {
+        let work = std::mem::take(&mut self.stack().work);
+        let left: Vec<Work> = work.into_iter().filter_map(|work| walk::glance(self, work)).collect();
+        let all = left.is_empty();
+        self.stack().work = left;
+        if all {
+            self.end();
+        }
+        all
+    }
+
     /// Does everything here, where nobody can be hired.
     pub fn work_alone(self: &Arc<Self>) {
         self.present.fetch_add(1, Ordering::AcqRel);

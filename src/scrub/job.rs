@@ -41,7 +41,7 @@ pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode:
     let crew = Arc::new(Crew::new(targets, until, most, mode == ScrubMode::Zero, done));
     // First: it takes a few calls, and no tree can hold it up.
     crew.push(before.map(Work::Leftovers));
-    if !beside || !crew.hire() {
+    if !crew.glance() && (!beside || !crew.hire()) {
         crew.work_alone();
     }
     Job { crew, paths, began, budget: until.since(began) }

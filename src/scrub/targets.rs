@@ -1,6 +1,7 @@
 //! Which paths are scrubbed, and why the others are not.
 
 use crate::kernel::files;
+use crate::kernel::limits;
 use crate::kernel::mounts::{Mount, holder};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ pub struct Target {
     pub path: PathBuf,
     /// Where it is opened from.
     pub source: Source,
+    /// It is on a tmpfs, and nobody of the workload can mount anything over it: a look at it comes back at once.
+    pub at_hand: bool,
     /// It is on a tmpfs that no other target is on and nobody else writes to: the space it gives back can be measured.
     pub own_tmpfs: bool,
 }
@@ -41,7 +44,7 @@ pub fn resolve(
     let mut targets = Vec::new();
     // First, so that a budget used up elsewhere does not leave the run's own directory on somebody's machine.
     if let Some((path, fd)) = private {
-        targets.push(Target { path, source: Source::Private(fd), own_tmpfs: false });
+        targets.push(Target { path, source: Source::Private(fd), at_hand: false, own_tmpfs: false });
     }
     // Without symlinks from here on: a part that the workload makes into one is refused at the scrub.
     let named: Vec<PathBuf> = named.iter().map(|p| std::fs::canonicalize(p).unwrap_or_else(|_| p.clone())).collect();
@@ -56,12 +59,29 @@ pub fn resolve(
             } else {
                 Source::Path
             };
-            targets.push(Target { path, source, own_tmpfs: false });
+            targets.push(Target { path, source, at_hand: false, own_tmpfs: false });
         }
     }
-    targets.extend(named.into_iter().map(|path| Target { path, source: Source::Path, own_tmpfs: false }));
+    targets.extend(named.into_iter().map(|path| Target {
+        path,
+        source: Source::Path,
+        at_hand: false,
+        own_tmpfs: false,
+    }));
     let held: Vec<Option<&Mount>> = targets.iter().map(|t| mounts.and_then(|m| holder(&t.path, m))).collect();
+    let fixed = !limits::may_mount();
     for (target, mount) in targets.iter_mut().zip(&held) {
+        if fixed && let (Source::Path, Some(mount)) = (&target.source, mount) {
+            target.at_hand = mount.kind == "tmpfs";
+            if mount.read_only {
+                // And stays so: no need to ask a disk when there is no time.
+                target.source = Source::Skipped(match target.path.symlink_metadata() {
+                    Err(_) => "absent",
+                    Ok(meta) if meta.is_symlink() => "a symlink",
+                    Ok(_) => "read-only",
+                });
+            }
+        }
         target.own_tmpfs = mount.is_some_and(|own| {
             own.kind == "tmpfs" && held.iter().flatten().filter(|other| other.device == own.device).count() == 1
         });
@@ -118,7 +138,7 @@ mod tests {
     use super::*;
 
     fn mount(point: &str, kind: &str, root: &str) -> Mount {
-        Mount { point: point.into(), kind: kind.into(), root: root.into(), device: String::new() }
+        Mount { point: point.into(), kind: kind.into(), root: root.into(), device: String::new(), read_only: false }
     }
 
     #[test]

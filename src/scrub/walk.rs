@@ -8,10 +8,12 @@ use super::crew::{Crew, Names, Work};
 use super::node::Node;
 use super::targets::{Source, Target};
 use super::zero;
-use crate::kernel::files;
+use crate::kernel::{files, limits};
 use crate::switches::without;
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -87,7 +89,7 @@ impl<'a> Worker<'a> {
                 Err(errno) => return tree.conclude(("failed", Some(format!("open: {errno:?}")))),
             },
         };
-        if files::is_read_only(std::os::fd::AsFd::as_fd(&top)) {
+        if files::is_read_only(top.as_fd()) {
             return tree.conclude(("skipped", Some("read-only".to_owned())));
         }
         match tree.begin(&top, target.own_tmpfs) {
@@ -255,6 +257,45 @@ impl<'a> Worker<'a> {
         }
         Err(failed)
     }
+}
+
+/// Work that needs no worker is done; any other is given back.
+pub fn glance(crew: &Crew, work: Work) -> Option<Work> {
+    match work {
+        // Who may mount may have put anything where the queues are.
+        Work::Leftovers(before) if !limits::may_mount() => {
+            let _ = crew.ipc.set(before.clear());
+            None
+        }
+        Work::Open(number, Target { source: Source::Skipped(why), .. }) => {
+            crew.trees.get(number)?.conclude(("skipped", Some(why.to_owned())));
+            None
+        }
+        Work::Open(number, target) if target.at_hand && is_empty(&target.path) => {
+            crew.trees.get(number)?.conclude(("complete", None));
+            None
+        }
+        other => Some(other),
+    }
+}
+
+/// Whether it is a directory without entries that can be written to.
+fn is_empty(path: &Path) -> bool {
+    let mut buffer = [0; 2 * LONGEST];
+    let Ok(dir) = files::open_path(path) else { return false };
+    if files::is_read_only(dir.as_fd()) {
+        return false;
+    }
+    let Ok(read) = files::read_entries(dir.as_fd(), &mut buffer) else { return false };
+    let mut at = 0;
+    while let Some((entry, next)) = files::entry(buffer.get(..read).unwrap_or_default(), at) {
+        if entry.name != c"." && entry.name != c".." {
+            return false;
+        }
+        at = next;
+    }
+    // With room for one more there is none.
+    read.saturating_add(LONGEST) < buffer.len()
 }
 
 /// Shell's sort. The standard library's costs 4 KiB of the binary, and what it would save is lost beside the unlinks.
