@@ -130,8 +130,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         .ok()
         .and_then(spawn::Command::found)
         .map_or(word, |path| printable(std::os::unix::ffi::OsStrExt::from_bytes(path.to_bytes())));
-    let baseline = supervise::counters(pid1, &everything);
-    let mut facts = seal::Facts::new(&settings, executable, baseline);
+    let mut facts = seal::Facts::new(&settings, executable);
     facts.enforced("supervisor_not_dumpable", dumpable);
     if policy.is_some() {
         facts.enforced("policy", Outcome::Enforced);
@@ -171,7 +170,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         terminal,
         targets,
         facts,
-        before: pid1.then(scrub::leftovers::Before::look),
+        before: None,
         scrub_mode: settings.scrub_mode,
         scrub: None,
         relay,
@@ -201,10 +200,14 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         supervisor.facts.enforced("output_relay", relay.outcome());
     }
     let failed = match spawned {
-        Ok(child) => {
+        Ok(mut child) => {
             if terminal {
                 spawn::set_group(child.pid);
             }
+            // While it confines itself; it is held before its exec.
+            supervisor.facts.baseline = supervise::counters(pid1, &supervisor.shared.everything());
+            supervisor.before = pid1.then(scrub::leftovers::Before::look);
+            child.release();
             if let Some(outcome) = confinement.settle_supervisor() {
                 supervisor.facts.enforced("supervisor_cpu", outcome);
             }

@@ -56,14 +56,15 @@ pub struct Facts {
     errors: Vec<String>,
     max_rss: u64,
     peak: Option<u64>,
-    baseline: Option<Counters>,
+    /// What was counted before the command ran.
+    pub baseline: Option<Counters>,
     output: Option<Output>,
 }
 
 impl Facts {
     /// The facts known before the spawn. `executable` is the file found for the command.
     #[must_use]
-    pub fn new(settings: &Settings, executable: String, baseline: Option<Counters>) -> Self {
+    pub fn new(settings: &Settings, executable: String) -> Self {
         let args = settings.command.get(1..).unwrap_or_default();
         Self {
             executable,
@@ -90,7 +91,7 @@ impl Facts {
             errors: Vec::new(),
             max_rss: 0,
             peak: None,
-            baseline,
+            baseline: None,
             output: None,
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Everything the child needs is made before the fork; between fork and exec there is no allocation, no lock and no
 //! call that is not async-signal-safe (signal-safety(7)). The handshake pipe is close-on-exec: end of file without a
-//! failure message is a successful exec.
+//! failure message is a successful exec. A second pipe holds the child before its exec until it is released: it confines
+//! itself while the parent reads what its workload is measured against, and nothing runs that nobody watches.
 
 use super::signals;
 use nix::errno::Errno;
@@ -132,6 +133,7 @@ pub struct Child {
     pub pid: i32,
     handshake: OwnedFd,
     message: Vec<u8>,
+    go: Option<OwnedFd>,
 }
 
 /// What the handshake said.
@@ -155,6 +157,14 @@ impl Child {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.handshake.as_fd()
+    }
+
+    /// Lets it execute its command.
+    pub fn release(&mut self) {
+        if let Some(go) = self.go.take() {
+            // Refused only where it is gone already (EPIPE), which its end will tell.
+            let _ = nix::unistd::write(&go, b"!");
+        }
     }
 
     /// Reads what is there.
@@ -205,6 +215,9 @@ pub fn spawn(command: &Command, prepare: &dyn Prepare, output: Option<(RawFd, Ra
     // A descriptor closed at start must not become the pipe: the child would take it for its stdin.
     let write = above_stdio(write)?;
     let read = above_stdio(read)?;
+    let (held, go) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let held = above_stdio(held)?;
+    let go = above_stdio(go)?;
     let argv = pointers(&command.argv);
     let mut shell_argv = pointers(&command.shell_argv);
     let envp = pointers(&command.envp);
@@ -213,11 +226,14 @@ pub fn spawn(command: &Command, prepare: &dyn Prepare, output: Option<(RawFd, Ra
     // made above.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => {
-            drop(write);
-            Ok(Child { pid: child.as_raw(), handshake: read, message: Vec::with_capacity(2 * (REPORT + TAIL)) })
+            drop((write, held));
+            let message = Vec::with_capacity(2 * (REPORT + TAIL));
+            Ok(Child { pid: child.as_raw(), handshake: read, message, go: Some(go) })
         }
         ForkResult::Child => {
             let out = write.as_raw_fd();
+            // The only writing end is the parent's: it is closed with the parent.
+            drop(go);
             let mut report = [0u8; REPORT];
             let mut kind = FAILED_EXEC;
             let mut errno = Errno::ENOENT;
@@ -228,13 +244,18 @@ pub fn spawn(command: &Command, prepare: &dyn Prepare, output: Option<(RawFd, Ra
                     (kind, errno, ready) = (FAILED_DUP, Errno::last(), false);
                 }
             }
-            prepare.apply(&[out], &mut report);
+            prepare.apply(&[out.min(held.as_raw_fd()), out.max(held.as_raw_fd())], &mut report);
             put(out, &report);
             if let Some(dir) = command.workdir.as_ref().filter(|_| ready) {
                 // SAFETY: chdir(2) reads a NUL-terminated string, which CString is.
                 if unsafe { libc::chdir(dir.as_ptr()) } != 0 {
                     (kind, errno, ready) = (FAILED_CHDIR, Errno::last(), false);
                 }
+            }
+            if ready && !is_released(&held) {
+                // Nobody is left to supervise it.
+                // SAFETY: as below.
+                unsafe { libc::_exit(127) }
             }
             if ready {
                 // Last: a stop that came since the start is delivered now, and ends the child as it should.
@@ -245,6 +266,18 @@ pub fn spawn(command: &Command, prepare: &dyn Prepare, output: Option<(RawFd, Ra
             put(out, &(errno as i32).to_ne_bytes());
             // SAFETY: _exit(2) runs no destructor and no atexit handler, as a forked child must not.
             unsafe { libc::_exit(127) }
+        }
+    }
+}
+
+/// Waits for `Child::release`; false where the parent is gone.
+fn is_released(held: &OwnedFd) -> bool {
+    loop {
+        match nix::unistd::read(held, &mut [0]) {
+            Ok(n) => return n == 1,
+            Err(Errno::EINTR) => {}
+            // A kernel that refuses the read must not keep the command from running.
+            Err(_) => return true,
         }
     }
 }

@@ -209,6 +209,7 @@ fn environment(settings: &Settings, confinement: &dyn Prepare) -> Check {
         let (input, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         nix::unistd::dup2_stdin(&input)?;
         let mut child = spawn::spawn(&Command::new(&words, &settings.workload_env, None)?, confinement, None)?;
+        child.release();
         let result = probe::environment(&mut child);
         drop(held);
         result

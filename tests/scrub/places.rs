@@ -53,7 +53,7 @@ pub fn ext4() -> Place {
         return place("disk", std::env::temp_dir().to_str().unwrap());
     }
     let image = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
-    image.as_file().set_len(1 << 30).unwrap();
+    image.as_file().set_len(size(8 << 30, 1 << 30) as u64).unwrap();
     ran("mkfs.ext4", &[&"-q", &"-F", &"-N", &size(1_200_000, 150_000).to_string(), &image.path()]);
     let mut place = place("ext4", "/dev/shm");
     ran("mount", &[&"-o", &"loop", &image.path(), &place.dir.path()]);
