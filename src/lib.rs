@@ -31,7 +31,7 @@ use audit::log::{Config, DEFAULT_FILE, Log};
 use audit::record::Body;
 use kernel::kill::Everything;
 use kernel::outcome::{Cause, OFF, Outcome};
-use kernel::{clock, limits, signals, spawn};
+use kernel::{clock, counters, limits, signals, spawn};
 use machine::plan::Limits;
 use machine::status::LaunchFailure;
 use machine::step::{Event, Machine};
@@ -205,7 +205,11 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
                 spawn::set_group(child.pid);
             }
             // While it confines itself; it is held before its exec.
-            supervisor.facts.baseline = supervise::counters(pid1, &supervisor.shared.everything());
+            supervisor.facts.baseline = supervise::counters(pid1, &supervisor.shared.everything()).map(|counters| {
+                // The command counts as created.
+                let before = u64::try_from(child.pid).ok().map(|pid| pid.saturating_sub(1));
+                counters::Counters { last_pid: counters.last_pid.and(before), ..counters }
+            });
             supervisor.before = pid1.then(scrub::leftovers::Before::look);
             child.release();
             if let Some(outcome) = confinement.settle_supervisor() {

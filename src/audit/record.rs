@@ -119,7 +119,8 @@ pub struct Escalation {
     pub rung: String,
     /// ms since the trigger.
     pub at_ms: u64,
-    /// Processes signalled (`term`, `kill`); `null` where they could not be counted.
+    /// Processes signalled (`term`, `kill`), from 65 on as PID 1 those that wait to be reaped included; `null` where they could not
+    /// be counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signalled: Option<u64>,
     /// Processes still there when the rung was done with (`kill`).
@@ -306,7 +307,7 @@ pub struct Resources {
     pub max_rss_bytes: Option<u64>,
     /// Processes and threads created in this PID namespace since the start.
     pub processes_created: Option<u64>,
-    /// The most processes seen alive at once.
+    /// The most processes seen alive at once; from 65 on at the trigger, as PID 1, those that wait to be reaped included.
     pub processes_peak: Option<u64>,
     /// Bytes sent on interfaces other than loopback.
     pub bytes_sent: Option<u64>,

@@ -25,6 +25,8 @@ pub struct StderrSink {
     file: Option<File>,
     /// It is a pipe of our own description, or a regular file: no reader can hold up a write, and one is enough.
     nonblocking: bool,
+    /// A terminal. One that may not be opened anew polls writable with room for less than a line: it gets a byte at a time.
+    device: bool,
     /// Nobody read the last record: the next are given no time, so that a stuck reader costs the ladder nothing more.
     stuck: bool,
     /// A record was broken off: the next begins on a new line.
@@ -32,12 +34,12 @@ pub struct StderrSink {
 }
 
 impl StderrSink {
-    /// Duplicates stderr. A pipe is opened anew below /proc instead: that is another open file description, so that
-    /// O_NONBLOCK does not reach the others who write to the same pipe (open(2), proc_pid_fd(5)).
+    /// Duplicates stderr. A pipe or a terminal is opened anew below /proc instead: that is another open file description, so that
+    /// O_NONBLOCK does not reach the others who write to the same one (open(2), proc_pid_fd(5)).
     #[must_use]
     pub fn open() -> Self {
         let Ok(duplicate) = io::stderr().as_fd().try_clone_to_owned() else {
-            return Self { file: None, nonblocking: false, stuck: false, torn: false };
+            return Self { file: None, nonblocking: false, device: false, stuck: false, torn: false };
         };
         Self::from_fd(duplicate)
     }
@@ -47,15 +49,16 @@ impl StderrSink {
     pub fn from_fd(fd: OwnedFd) -> Self {
         let file = File::from(fd);
         let regular = file.metadata().is_ok_and(|meta| meta.is_file());
-        if file.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
-            let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let device = file.metadata().is_ok_and(|meta| meta.file_type().is_char_device());
+        if device || file.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
+            let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let anew = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
             if let Ok(anew) = anew.map_err(refused("open")).and_then(above_stdio) {
-                return Self { file: Some(anew), nonblocking: true, stuck: false, torn: false };
+                return Self { file: Some(anew), nonblocking: true, device, stuck: false, torn: false };
             }
         }
-        Self { file: Some(file), nonblocking: regular, stuck: false, torn: false }
+        Self { file: Some(file), nonblocking: regular, device, stuck: false, torn: false }
     }
 
     /// Its descriptor.
@@ -103,7 +106,8 @@ impl StderrSink {
             if polled.iter().all(|polled| polled.revents().is_none_or(|events| events.is_empty())) {
                 continue; // EINTR: nothing is known yet.
             }
-            let chunk = if self.nonblocking { rest } else { rest.get(..CHUNK).unwrap_or(rest) };
+            let most = if self.device { 1 } else { CHUNK };
+            let chunk = if self.nonblocking { rest } else { rest.get(..most).unwrap_or(rest) };
             // Between the poll and the write somebody else may have filled the pipe; where the kernel cannot be asked
             // not to wait, only that moment is left open.
             let now = if self.nonblocking { Err(Errno::EOPNOTSUPP) } else { write_now(file, chunk) };

@@ -2,7 +2,7 @@
 
 use super::files;
 use nix::errno::Errno;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -41,6 +41,25 @@ pub fn objects() -> Vec<Object> {
         all.extend(files::lossy(&text).lines().skip(1).filter_map(|line| object(kind, line)));
     }
     all
+}
+
+/// Whether there is none of them at all, by one bounded look: a workload may have made tens of thousands.
+#[must_use]
+pub fn is_empty() -> bool {
+    let headed_only = |file: &str| {
+        let text = files::text(&Path::new("/proc/sysvipc").join(file));
+        text.is_some_and(|text| text.lines().nth(1).is_none())
+    };
+    ["shm", "sem", "msg"].into_iter().all(headed_only) && posix_queues_are_empty()
+}
+
+fn posix_queues_are_empty() -> bool {
+    let mut empty = true;
+    each_posix_queue(|_| {
+        empty = false;
+        false
+    });
+    empty
 }
 
 /// One line of proc_sysvipc(5). Process ids are those of this namespace, and 0 for a process outside.
@@ -86,23 +105,31 @@ pub fn remove(object: &Object) -> Result<(), Errno> {
 /// The names of the POSIX queues; nothing where `/dev/mqueue` is not what mq_overview(7) says.
 #[must_use]
 pub fn posix_queues() -> Vec<CString> {
-    const MQUEUE: i64 = 0x1980_0202;
     let mut names = Vec::new();
-    let Ok(dir) = files::open_path(Path::new("/dev/mqueue")) else { return names };
+    each_posix_queue(|name| {
+        names.push(name.to_owned());
+        true
+    });
+    names
+}
+
+/// Calls `each` with every queue's name while it answers `true`.
+fn each_posix_queue(mut each: impl FnMut(&CStr) -> bool) {
+    const MQUEUE: i64 = 0x1980_0202;
+    let Ok(dir) = files::open_path(Path::new("/dev/mqueue")) else { return };
     if files::file_system(dir.as_fd()) != MQUEUE {
-        return names;
+        return;
     }
     let mut buffer = vec![0; 4096];
     while let Ok(read @ 1..) = files::read_entries(dir.as_fd(), &mut buffer) {
         let mut at = 0;
         while let Some((entry, next)) = files::entry(buffer.get(..read).unwrap_or_default(), at) {
-            if entry.kind != libc::DT_DIR {
-                names.push(entry.name.to_owned());
+            if entry.kind != libc::DT_DIR && !each(entry.name) {
+                return;
             }
             at = next;
         }
     }
-    names
 }
 
 /// Removes the POSIX queue `name` of `owner`.

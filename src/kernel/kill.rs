@@ -31,6 +31,17 @@ pub struct Everything {
     pressure: Option<Pressure>,
 }
 
+/// How many of the workload there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    /// Alive; where they are many, `listed`.
+    pub alive: u64,
+    /// Zombies included; not PID 1, as `alive`.
+    pub listed: u64,
+    /// Each was looked at: `Everything::last_seen` has them.
+    pub seen: bool,
+}
+
 /// How much CPU time a walk over `/proc` may take as PID 1, where it is for the record and no kill depends on it.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// The same under a CPU quota. A workload that has filled the memory limit makes every entry of `/proc` a search for a page to
@@ -38,7 +49,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// workload's own debt is paid: measured with 1,500 processes under 0.2 CPU, minutes, in which nobody was killed.
 const PATIENCE_UNDER_A_QUOTA: Duration = Duration::from_millis(8);
 /// So many alive are many, whatever the others are.
-pub const MANY: u64 = 64;
+const MANY: usize = 64;
 /// How long it is then left alone.
 const REST: Duration = Duration::from_secs(2);
 
@@ -107,22 +118,30 @@ impl Everything {
     }
 
     /// How many of the workload are there, without a look at each where they are many: as PID 1 the names in `/proc` are the
-    /// processes, zombies included, and they are taken once `MANY` are known to be alive. A look at each of a thousand takes
-    /// 20 ms, in which nobody is asked to end.
-    pub fn count(&mut self) -> Option<u64> {
+    /// processes, zombies included, and nobody else is looked at once more than `MANY` are known to be alive. A look at each of a
+    /// thousand takes 20 ms, in which nobody is asked to end. `None` where they could not be counted to the end.
+    pub fn count(&mut self) -> Option<Count> {
         if !self.pid1 {
-            return self.alive();
+            let alive = self.alive()?;
+            return Some(Count { alive, listed: alive, seen: true });
         }
         let proc_ = self.proc_.as_ref()?;
         if clock::now() < self.weary_until || self.is_pressed() {
             return None;
         }
-        let (mut names, mut alive) = (0u64, 0u64);
+        self.table.clear();
+        self.found.clear();
+        let (mut names, mut many) = (0u64, false);
         let until = clock::used() + self.patience;
         let whole = proc_.each_pid(|pid| {
             names += 1;
-            if alive <= MANY && pid != self.myself && proc_.stat(pid).is_ok_and(|stat| !stat.is_dead()) {
-                alive += 1;
+            if !many
+                && pid != self.myself
+                && let Ok(stat) = proc_.stat(pid)
+                && !stat.is_dead()
+            {
+                self.found.push(stat);
+                many = self.found.len() > MANY;
             }
             clock::used() < until
         });
@@ -130,7 +149,15 @@ impl Everything {
             self.weary_until = clock::now().plus(REST);
             return None;
         }
-        Some(if alive > MANY { names.saturating_sub(1) } else { alive })
+        let listed = names.saturating_sub(1);
+        let alive = if many { listed } else { u64::try_from(self.found.len()).unwrap_or(u64::MAX) };
+        Some(Count { alive, listed, seen: !many })
+    }
+
+    /// Who was alive at the last look at everybody.
+    #[must_use]
+    pub fn last_seen(&self) -> &[Stat] {
+        &self.found
     }
 
     /// Sends `signal` to everything. As PID 1 that is one call that no fork outruns (kill(2), pid -1: everything but

@@ -32,6 +32,7 @@ pub fn lock_memory() -> Result<(), Errno> {
 /// Gives back the pages that the start needed and nothing needs any more: free heap (malloc_trim(3)) and the stack below this
 /// call (madvise(2)). Hundreds of supervisors wait beside each other, and this is half of what each holds for itself. Locked
 /// pages stay, which is what they are locked for.
+#[inline(never)] // The frame in use has to be this one's.
 pub fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) takes an integer.

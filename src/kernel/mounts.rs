@@ -18,18 +18,17 @@ pub struct Mount {
     pub device: String,
     /// The type of the file system.
     pub kind: String,
-    /// Nothing can be written there: this mount, or the whole file system, is read-only.
-    pub read_only: bool,
 }
 
-/// Every mount that can be seen, in the order they were made; `None` where they cannot be read.
+/// Every mount that can be seen, in the kernel's order; `None` where they cannot be read.
 #[must_use]
 pub fn all() -> Option<Vec<Mount>> {
     let text = files::whole(Path::new("/proc/self/mountinfo"))?;
     Some(text.split(|&b| b == b'\n').filter_map(mount).collect())
 }
 
-/// The deepest mount point above the path holds it; of several on the same point the last one is on top.
+/// The deepest mount point above the path holds it; of several on the same point the last one is taken to be on top. A mount that a
+/// later one above it hides is not told apart: nothing that has to be right may rest on this alone.
 #[must_use]
 pub fn holder<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
     let deepest = mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.components().count())?;
@@ -39,17 +38,12 @@ pub fn holder<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
 /// `36 35 98:0 /root /point options optional… - type source options`
 fn mount(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&b| b == b' ');
-    let ro = |options: &[u8]| options.split(|&b| b == b',').any(|option| option == b"ro");
     let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
     let device = text(fields.nth(2)?);
     let root = unescaped(fields.next()?);
     let point = unescaped(fields.next()?);
-    let mounted_ro = ro(fields.next()?);
-    let mut fields = fields.skip_while(|field| *field != b"-");
-    let kind = text(fields.nth(1)?);
-    // The source, which may be nothing at all, stands between.
-    let read_only = mounted_ro || fields.nth(1).is_some_and(ro);
-    Some(Mount { point, root, device, kind, read_only })
+    let kind = text(fields.skip_while(|field| *field != b"-").nth(1)?);
+    Some(Mount { point, root, device, kind })
 }
 
 /// A path in which blanks, newlines and backslashes are `\ooo`.
@@ -82,18 +76,10 @@ mod tests {
     #[test]
     fn a_line_of_the_manual_page() {
         let line = br"36 35 98:0 /mnt1 /a\040b\134\011 rw,noatime master:1 shared:2 - ext3 /dev/root rw";
-        let wanted = Mount {
-            point: "/a b\\\t".into(),
-            root: "/mnt1".into(),
-            device: "98:0".into(),
-            kind: "ext3".into(),
-            read_only: false,
-        };
+        let wanted =
+            Mount { point: "/a b\\\t".into(), root: "/mnt1".into(), device: "98:0".into(), kind: "ext3".into() };
         assert_eq!(mount(line), Some(wanted));
         assert_eq!(mount(b"36 35 98:0 / /x rw - ext4 none rw").unwrap().kind, "ext4");
-        assert!(mount(b"36 35 98:0 / /x ro,nosuid - ext4 none rw").unwrap().read_only);
-        assert!(mount(b"36 35 98:0 / /x rw - ext4 none rw,ro").unwrap().read_only);
-        assert!(!mount(b"36 35 98:0 / /x rw,erro - ext4 ro rw").unwrap().read_only);
         assert_eq!(mount(b"36 35 98:0 / /x rw"), None);
         assert_eq!(mount(b""), None);
         assert_eq!(unescaped(br"\9\777\"), Path::new(r"\9\777\"));

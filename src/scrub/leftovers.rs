@@ -22,6 +22,12 @@ impl Before {
         Self { objects, queues: ipc::posix_queues() }
     }
 
+    /// Whether nothing was there and nothing has come, found out at once.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.objects.is_empty() && self.queues.is_empty() && ipc::is_empty()
+    }
+
     /// Removes what has come since.
     #[must_use]
     pub fn clear(&self) -> Ipc {

@@ -3,7 +3,8 @@
 use crate::kernel::files;
 use crate::kernel::limits;
 use crate::kernel::mounts::{Mount, holder};
-use std::os::fd::OwnedFd;
+use nix::errno::Errno;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// The container's own temporary directories.
@@ -69,24 +70,33 @@ pub fn resolve(
         own_tmpfs: false,
     }));
     let held: Vec<Option<&Mount>> = targets.iter().map(|t| mounts.and_then(|m| holder(&t.path, m))).collect();
-    let fixed = !limits::may_mount();
+    let fixed = pid1 && !limits::may_mount();
     for (target, mount) in targets.iter_mut().zip(&held) {
-        if fixed && let (Source::Path, Some(mount)) = (&target.source, mount) {
-            target.at_hand = mount.kind == "tmpfs";
-            if mount.read_only {
-                // And stays so: no need to ask a disk when there is no time.
-                target.source = Source::Skipped(match target.path.symlink_metadata() {
-                    Err(_) => "absent",
-                    Ok(meta) if meta.is_symlink() => "a symlink",
-                    Ok(_) => "read-only",
-                });
-            }
+        if fixed && matches!(target.source, Source::Path) {
+            look(target);
         }
         target.own_tmpfs = mount.is_some_and(|own| {
             own.kind == "tmpfs" && held.iter().flatten().filter(|other| other.device == own.device).count() == 1
         });
     }
     targets
+}
+
+/// Where nothing can be mounted any more, what is read-only now stays so, and what is a tmpfs is one at the end: then no disk is
+/// asked when there is no time. Everything else is left to the scrub, which sees and says what is there then.
+fn look(target: &mut Target) {
+    let dir = files::open_path(&target.path);
+    match &dir {
+        Ok(dir) if files::is_read_only(dir.as_fd()) => target.source = Source::Skipped("read-only"),
+        Ok(dir) => target.at_hand = files::file_system(dir.as_fd()) == libc::TMPFS_MAGIC,
+        Err(Errno::ENOENT) => {
+            let above = target.path.ancestors().skip(1).find_map(|above| files::open_path(above).ok());
+            if above.is_some_and(|above| files::is_read_only(above.as_fd())) {
+                target.source = Source::Skipped("absent");
+            }
+        }
+        Err(_) => {}
+    }
 }
 
 /// Why `--scrub PATH` is refused; `protected` are the supervisor's own files.
@@ -138,7 +148,7 @@ mod tests {
     use super::*;
 
     fn mount(point: &str, kind: &str, root: &str) -> Mount {
-        Mount { point: point.into(), kind: kind.into(), root: root.into(), device: String::new(), read_only: false }
+        Mount { point: point.into(), kind: kind.into(), root: root.into(), device: String::new() }
     }
 
     #[test]

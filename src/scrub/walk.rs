@@ -8,6 +8,7 @@ use super::crew::{Crew, Names, Work};
 use super::node::Node;
 use super::targets::{Source, Target};
 use super::zero;
+use crate::audit::record::Ipc;
 use crate::kernel::{files, limits};
 use crate::switches::without;
 use nix::errno::Errno;
@@ -263,8 +264,8 @@ impl<'a> Worker<'a> {
 pub fn glance(crew: &Crew, work: Work) -> Option<Work> {
     match work {
         // Who may mount may have put anything where the queues are.
-        Work::Leftovers(before) if !limits::may_mount() => {
-            let _ = crew.ipc.set(before.clear());
+        Work::Leftovers(before) if !limits::may_mount() && before.is_all() => {
+            let _ = crew.ipc.set(Ipc::default());
             None
         }
         Work::Open(number, Target { source: Source::Skipped(why), .. }) => {

@@ -27,8 +27,9 @@ impl Supervisor {
             return;
         }
         // Where they are many nobody is looked at before the polite request: it would keep it back by 20 ms for a thousand.
-        let alive = everything.count();
-        self.watch.begin(&mut everything, alive);
+        let count = everything.count();
+        self.watch.begin(&mut everything, count);
+        let alive = count.map(|count| count.alive);
         self.counted = alive;
         self.facts.peak(alive);
         let counted = self.facts.counted(everything.proc_());
@@ -72,6 +73,7 @@ impl Supervisor {
             return;
         }
         let detected = self.watch.look(&mut self.shared.everything());
+        self.facts.peak(self.watch.alive());
         // The kill before the records: writing one may take as long as the disk likes.
         if let Some(first) = detected.iter().find(|d| d.kill) {
             self.feed(Event::Violation(first.rule));

@@ -6,7 +6,7 @@
 
 use super::rules::{Detected, Reading, Rules};
 use crate::kernel::counters::Counters;
-use crate::kernel::kill::{self, Everything};
+use crate::kernel::kill::{Count, Everything};
 use crate::kernel::outcome::{Cause, Outcome};
 use crate::kernel::proc::{Identity, Stat};
 use crate::kernel::sockdiag::{self, Socket, state};
@@ -99,7 +99,7 @@ impl Watch {
     pub fn before(&mut self, everything: &mut Everything) -> Option<u64> {
         let began = clock::now();
         let (memory, walked) = (self.memory, self.walked);
-        self.walk(everything);
+        self.look_at_all(everything);
         if let Some(walked) = walked {
             let gap = u64::try_from(began.since(walked).as_millis()).unwrap_or(u64::MAX).max(1);
             let rate = self.memory.saturating_sub(memory).saturating_mul(1000) / gap;
@@ -109,9 +109,9 @@ impl Watch {
         self.alive
     }
 
-    /// The sample at the trigger, before anything is sent: what the grace is measured against. `alive` is how many there are; where
-    /// they are many, what each has used is read right after the polite request, by the first sample of the grace.
-    pub fn begin(&mut self, everything: &mut Everything, alive: Option<u64>) {
+    /// The sample at the trigger, before anything is sent: what the grace is measured against. Where `count` has not looked at
+    /// everybody, since they are many, what each has used is read right after the polite request, by the first sample of the grace.
+    pub fn begin(&mut self, everything: &mut Everything, count: Option<Count>) {
         if !self.is_on() || self.rules.is_some() {
             return;
         }
@@ -119,20 +119,31 @@ impl Watch {
         if everything.is_pressed() {
             return;
         }
-        let many = alive.is_none_or(|alive| alive > kill::MANY);
-        if !many {
-            self.walk(everything);
+        let seen = count.is_some_and(|count| count.seen);
+        if seen {
+            self.walk(everything.last_seen());
         }
         self.listeners = sockdiag::tcp(&[state::LISTEN]).ok().map(|all| all.iter().map(listener).collect());
         let mut base = self.read(everything);
-        if many {
+        // What later counts are compared with is whole and in their unit, or nothing is compared with it.
+        base.alive = count.map(|count| count.listed);
+        if !seen {
             (base.cpu, base.memory) = (None, None);
+        }
+        if !seen && !self.pid1 {
+            base.created = None;
         }
         self.rules = Some(Rules::new(self.mode == Monitoring::Aggressive, self.cpus, &base));
         self.again(began, self.interval());
-        if many {
+        if !seen {
             (self.next, self.walked) = (clock::now(), None);
         }
+    }
+
+    /// How many were alive when everybody was last looked at.
+    #[must_use]
+    pub const fn alive(&self) -> Option<u64> {
+        self.alive
     }
 
     /// A sample of the grace.
@@ -144,12 +155,12 @@ impl Watch {
         }
         if self.rules.is_none() {
             // There was no memory for it at the trigger: what was missed is not guessed.
-            let alive = everything.count();
-            self.begin(everything, alive);
+            let count = everything.count();
+            self.begin(everything, count);
             return Vec::new();
         }
         if self.walked.is_none_or(|walked| began.since(walked) >= WALK) {
-            self.walk(everything);
+            self.look_at_all(everything);
         }
         let reading = self.read(everything);
         self.again(began, self.interval());
@@ -168,14 +179,17 @@ impl Watch {
         self.next = began.plus(interval).max(now.plus(now.since(began) * 3));
     }
 
+    fn look_at_all(&mut self, everything: &mut Everything) {
+        match everything.members() {
+            Some(members) => self.walk(members),
+            None => self.alive = None,
+        }
+    }
+
     /// One pass over the processes: how many, what they used, how they grew. A process that is seen for the first time adds
     /// its CPU time and not its memory, which a fork would count twice.
-    fn walk(&mut self, everything: &mut Everything) {
+    fn walk(&mut self, members: &[Stat]) {
         let now = clock::now();
-        let Some(members) = everything.members() else {
-            self.alive = None;
-            return;
-        };
         let mut seen = HashMap::with_capacity(members.len());
         for stat in members {
             let who = stat.identity();
@@ -223,7 +237,7 @@ impl Watch {
                 names += 1;
                 clock::used() < until
             });
-            // Where the memory is gone even names take long; what was counted so far is a lower bound.
+            // Where the memory is gone even names take long; what was counted so far is a lower bound, as those alive are.
             if whole { Some(names.saturating_sub(1)) } else { self.alive.max(Some(names)) }
         } else {
             self.alive

@@ -513,3 +513,70 @@ fn revoke_takes_the_files_of_a_workload_that_ignores_term() {
         assert_eq!(revoke.is_some_and(|r| r["limited"] == 1), rung, "the control has no rung: {seal:#}");
     }
 }
+
+/// Children forked long before the end are not a fork bomb, however many; ones forked in the grace are. Not PID 1.
+#[test]
+fn many_processes_at_the_trigger_are_what_the_grace_is_measured_against() {
+    let many = |before: u32, on_term: u32, timeout: &str| {
+        let m = marker();
+        let fork = |n: u32| format!("i=0; while [ $i -lt {n} ]; do sleep {m} & i=$((i+1)); done");
+        let script = format!(
+            "trap '{}; sleep 1; exit 0' TERM; sleep 0.3; {}; while :; do sleep 0.05; done",
+            fork(on_term),
+            fork(before)
+        );
+        let options = ["--timeout", timeout, "--soft", "3s", "--hard", "5s", "--adaptive", "no", "--grace", "10s"];
+        let ran = run(&mut shell(&[&options[..], &["--monitoring", "aggressive"]].concat(), &script));
+        until("all are gone", || marked(&m).is_empty());
+        ran
+    };
+    in_three(|| {
+        // Forked after the last sample, and before the first.
+        for timeout in ["2800ms", "900ms"] {
+            let ran = many(100, 0, timeout);
+            let seal = ran.expect(124, "timeout");
+            assert_eq!(seal["detections"].as_array().unwrap().len(), 0, "{seal:#}");
+            let ran = many(70, 150, timeout);
+            let seal = ran.expect(121, "violation");
+            assert_eq!(seal["detections"][0]["rule"], "fork_bomb", "{seal:#}");
+        }
+    });
+}
+
+/// A terminal that has room for a part of a line only, and whose reader has stopped, holds up nothing.
+#[test]
+fn a_terminal_that_is_nearly_full_holds_up_nothing() {
+    for room in [0, 100, 1_200, 2_500, 4_095] {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let flags = |on| if on { nix::fcntl::OFlag::O_NONBLOCK } else { nix::fcntl::OFlag::empty() };
+        nix::fcntl::fcntl(&pty.slave, nix::fcntl::FcntlArg::F_SETFL(flags(true))).unwrap();
+        while nix::unistd::write(&pty.slave, &[b'x'; 64]).is_ok() {}
+        while nix::unistd::write(&pty.slave, b"x").is_ok() {}
+        nix::fcntl::fcntl(&pty.slave, nix::fcntl::FcntlArg::F_SETFL(flags(false))).unwrap();
+        let mut read = 0;
+        while read < room {
+            read += nix::unistd::read(&pty.master, &mut vec![0; room - read]).unwrap();
+        }
+        let began = Instant::now();
+        let mut command = gracekeeper();
+        command.args([
+            "--timeout",
+            "300ms",
+            "--soft",
+            "200ms",
+            "--hard",
+            "400ms",
+            "--log-level",
+            "trace",
+            "--",
+            "sh",
+            "-c",
+        ]);
+        command.arg("trap '' TERM; while :; do sleep 0.02; done").stderr(pty.slave);
+        let child = command.spawn().unwrap();
+        drop(command);
+        let ran = finish(child, began);
+        assert_eq!(ran.code(), Some(124), "{ran:#?}");
+        assert!(ran.took < Duration::from_secs(5), "room for {room}: {:?}", ran.took);
+    }
+}

@@ -229,3 +229,63 @@ fn a_mount_below_is_never_crossed() {
         "{tmp}"
     );
 }
+
+/// What hides what below a directory is the kernel's to know: a read-only file system that another mount covers is no reason to leave a
+/// file. And one that is read-only needs no look.
+#[test]
+fn a_mount_that_is_hidden_decides_nothing() {
+    both(|unprivileged| {
+        for (before, status) in [
+            (
+                "mount -t tmpfs -o ro none /var/tmp; mount -t tmpfs none /var; mkdir -m 1777 /var/tmp /var/log",
+                "complete",
+            ),
+            ("mount -o remount,ro /var/tmp", "skipped"),
+        ] {
+            let dir = log_dir();
+            let drop = if unprivileged {
+                "setpriv --reuid 65532 --regid 65532 --clear-groups --bounding-set -all --inh-caps -all"
+            } else {
+                ""
+            };
+            let script = format!(
+                "set -e; mount -t tmpfs none /mnt; cp {BINARY} /mnt/gracekeeper; chmod 755 /mnt /mnt/gracekeeper; mkdir /mnt/log; mount --bind {} /mnt/log; \
+                 for d in /var/tmp /dev/shm /tmp; do mount -t tmpfs -o mode=1777 none $d; done; {before}; mount --bind /mnt/log /var/log; \
+                 cd /; exec {drop} /mnt/gracekeeper -- sh -c 'echo x > /var/tmp/f; exit 0'",
+                dir.path().display()
+            );
+            let mut command = Command::new("unshare");
+            command.args([
+                "--pid",
+                "--fork",
+                "--mount",
+                "--net",
+                "--ipc",
+                "--mount-proc",
+                "--kill-child",
+                "sh",
+                "-c",
+                &script,
+            ]);
+            command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+            let ran = run(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+            let text = audit(&dir);
+            let seal = records(&text).pop().unwrap_or_else(|| panic!("{ran:#?}"));
+            let of = seal["cleanup"]["paths"].as_array().unwrap().iter().find(|p| p["path"] == "/var/tmp").unwrap();
+            assert_eq!(of["status"], status, "{seal:#}");
+            assert_eq!(of["entries_removed"], u64::from(status == "complete"), "{seal:#}");
+        }
+    });
+}
+
+#[test]
+fn the_command_counts_as_created() {
+    both(|unprivileged| {
+        let dir = log_dir();
+        let ran = run(&mut pid1(dir.path(), unprivileged, &["--", "true"]));
+        assert_eq!(ran.code(), Some(0), "{ran:#?}");
+        let created = records(&audit(&dir)).pop().unwrap()["resources"]["processes_created"].clone();
+        // gracekeeper's own threads are in the kernel's count.
+        assert!((1..=3).contains(&created.as_u64().unwrap()), "{created}");
+    });
+}
