@@ -63,10 +63,10 @@ fn slow() {
 
 fn dead() {
     // The control: with the fsync in the loop the kill waits for the disk. No other build heeds the variable.
-    let (_, _, text) = stopped(switched(), 4_000);
+    let (_, _, text) = stopped(switched(), 2_500);
     let waited = killed_at(&records(&text));
-    assert!(waited >= 3_900, "the control: {waited} ms: {text}");
-    let (ran, _, text) = stopped(Path::new(BINARY), 4_000);
+    assert!(waited >= 2_400, "the control: {waited} ms: {text}");
+    let (ran, _, text) = stopped(Path::new(BINARY), 2_500);
     assert_eq!(ran.code(), Some(143), "{ran:#?}");
     // What is in the file may not be on the disk: the seal is on stderr as well, and says so.
     let at = killed_at(&ran.records);
