@@ -37,9 +37,12 @@ fn state(dir: &Path) -> BTreeSet<String> {
     all
 }
 
-/// One evaluation, and the supervisor's peak resident memory in KiB: VmHWM of the namespace's PID 1, as its own workload reads it.
+/// One evaluation, and the supervisor's peak resident memory in KiB: VmHWM of the namespace's PID 1, as its own workload reads it, once
+/// the supervisor waits (it goes on beside its workload's first steps).
 fn evaluation(dir: &Path, mark: &str) -> (Ran, u64) {
-    let workload = format!("grep VmHWM /proc/1/status; {}", MESS.replace("MARK", mark));
+    let settled =
+        "sleep 0.02; until grep -q '^State:.*sleeping' /proc/1/status; do sleep 0.01; done; grep VmHWM /proc/1/status";
+    let workload = format!("{settled}; {}", MESS.replace("MARK", mark));
     let mut command = namespaced(dir, "exec /mnt/gracekeeper \"$@\"");
     command.args(["--soft", "50ms", "--hard", "100ms", "--", "sh", "-c", &workload]);
     let ran = run(&mut command);

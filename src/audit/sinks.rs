@@ -336,21 +336,28 @@ impl AuditSink {
 /// has no hash here, and `verify` refuses it anyway.
 fn last_line(file: &File, end: u64) -> io::Result<(Option<String>, bool)> {
     let limit = u64::try_from(super::verify::LINE_LIMIT).unwrap_or(u64::MAX).saturating_add(2);
-    let from = end.saturating_sub(limit);
-    let mut tail = vec![0; usize::try_from(end.saturating_sub(from)).unwrap_or(0)];
-    file.read_exact_at(&mut tail, from)?;
-    if tail.is_empty() {
-        return Ok((None, false));
+    // Nearly every line is in the first piece, and no more memory is taken than the last one needs.
+    let mut length = 8192;
+    loop {
+        let from = end.saturating_sub(length);
+        let mut tail = vec![0; usize::try_from(end.saturating_sub(from)).unwrap_or(0)];
+        file.read_exact_at(&mut tail, from)?;
+        if tail.is_empty() {
+            return Ok((None, false));
+        }
+        let (text, torn) = match tail.strip_suffix(b"\n") {
+            Some(text) => (text, false),
+            None => (tail.as_slice(), true),
+        };
+        let line = text.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        if line.len() < text.len() || from == 0 {
+            return Ok((Some(super::chain::sha256(line)), torn));
+        }
+        if length >= limit {
+            return Ok((None, torn));
+        }
+        length = length.saturating_mul(8).min(limit);
     }
-    let (text, torn) = match tail.strip_suffix(b"\n") {
-        Some(text) => (text, false),
-        None => (tail.as_slice(), true),
-    };
-    let line = text.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
-    if line.len() == text.len() && from > 0 {
-        return Ok((None, torn));
-    }
-    Ok((Some(super::chain::sha256(line)), torn))
 }
 
 /// The termination message of the kubelet: a file that is there already, or none.
@@ -393,5 +400,40 @@ impl MessageSink {
         self.file.set_len(0).map_err(refused("ftruncate"))?;
         self.file.write_all_at(message.as_bytes(), 0).map_err(refused("pwrite"))?;
         sync_until(&self.file, until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_is_found_whatever_its_length() {
+        let file = tempfile::tempfile().unwrap();
+        for length in [0usize, 1, 8190, 8191, 8192, 8193, 65_534, 65_536, 70_000, 600_000] {
+            for (before, torn) in [("", false), ("", true), ("first\nsecond\n", false), ("first\n", true)] {
+                let line = "x".repeat(length);
+                let text = format!("{before}{line}{}", if torn { "" } else { "\n" });
+                file.set_len(0).unwrap();
+                file.write_all_at(text.as_bytes(), 0).unwrap();
+                let (hash, is_torn) = last_line(&file, text.len() as u64).unwrap();
+                let wanted = match (length, before, torn) {
+                    (0, "", true) => None,
+                    // Nothing of it was written: the one before is whole.
+                    (0, _, true) => Some("first"),
+                    _ => Some(line.as_str()),
+                };
+                assert_eq!(
+                    hash,
+                    wanted.map(|line| crate::audit::chain::sha256(line.as_bytes())),
+                    "{length} {before:?} {torn}"
+                );
+                assert_eq!(is_torn, torn && length > 0, "{length} {before:?}");
+            }
+        }
+        // Longer than any line may be.
+        file.set_len(0).unwrap();
+        file.write_all_at(&vec![b'x'; 2 << 20], 0).unwrap();
+        assert_eq!(last_line(&file, 2 << 20).unwrap(), (None, true));
     }
 }
