@@ -284,6 +284,8 @@ fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
         for i in (1..tries.len()).rev() {
             tries.swap(i, usize::try_from(seed.below(u64::try_from(i + 1).unwrap())).unwrap());
         }
+        // Always among them: the go, without which the command would not run.
+        tries.sort_by_key(|((name, _, line), _)| !(name == "write" && line.contains("\"!\", 1")));
         let mut wrong = Vec::new();
         let (mut tried, mut hits) = (0usize, 0usize);
         for ((name, n, line), errno) in tries.into_iter().take(wanted * 4) {

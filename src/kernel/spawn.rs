@@ -147,6 +147,8 @@ pub enum Handshake {
     Failed(&'static str, Errno),
 }
 
+/// What releases it.
+const GO: &[u8] = b"!";
 const FAILED_EXEC: u8 = 1;
 const FAILED_CHDIR: u8 = 2;
 const FAILED_DUP: u8 = 3;
@@ -162,8 +164,9 @@ impl Child {
     /// Lets it execute its command.
     pub fn release(&mut self) {
         if let Some(go) = self.go.take() {
-            // Refused only where it is gone already (EPIPE), which its end will tell.
-            let _ = nix::unistd::write(&go, b"!");
+            // Refused where it is gone already (EPIPE), which its end will tell. Any other refusal is tried again: without a go the
+            // command would never run, and nobody would have said why.
+            let _ = (0..3).any(|_| nix::unistd::write(&go, GO) == Ok(GO.len()));
         }
     }
 
