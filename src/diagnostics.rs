@@ -6,6 +6,7 @@ use crate::audit::stderr::StderrSink;
 use crate::audit::time::rfc3339;
 use crate::settings::LogFormat;
 use crate::settings::cli::is_hidden;
+use crate::switches::without;
 use serde_json::Value;
 use std::fmt::{Debug, Write as _};
 use std::sync::Mutex;
@@ -105,7 +106,9 @@ impl Subscriber for Diagnostics {
             LogFormat::Text => fields.text(&time, *meta.level(), meta.target()),
             LogFormat::Json => fields.json(&time, *meta.level(), meta.target()),
         };
-        if let Ok(mut sink) = self.sink.try_lock() {
+        if without("impatience") {
+            crate::complain(&line);
+        } else if let Ok(mut sink) = self.sink.try_lock() {
             let _ = sink.get_or_insert_with(StderrSink::open).write_within(&line, Duration::ZERO);
         }
     }

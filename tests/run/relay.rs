@@ -1,7 +1,7 @@
 //! `--output-limit`: exact to the byte, in order, and never in the way of the ladder.
 
 use super::support::*;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -151,58 +151,6 @@ fn a_stuck_reader_holds_up_neither_the_ladder_nor_the_seal() {
     assert_eq!(seal["output"]["delivered"], text.len() as u64, "{seal:#}");
     assert!(seal["output"]["undelivered"].as_u64().unwrap() > 0, "{seal:#}");
     assert!(seal["errors"].to_string().contains("nobody read them"), "{seal:#}");
-}
-
-/// gracekeeper's own diagnostics too: with a pipe that is full from the start, at the most talkative level.
-#[test]
-fn a_stuck_reader_of_the_diagnostics_holds_up_nothing() {
-    let (mut read, write) = stuck();
-    let writer = std::fs::File::from(write);
-    let nonblocking = |on: bool| {
-        let flags = if on { nix::fcntl::OFlag::O_NONBLOCK } else { nix::fcntl::OFlag::empty() };
-        nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();
-    };
-    nonblocking(true);
-    while (&writer).write(&[b'x'; 4096]).is_ok() {}
-    nonblocking(false);
-    for format in ["text", "json"] {
-        let dir = tempfile::tempdir().unwrap();
-        let (audit, ready) = (dir.path().join("audit"), dir.path().join("ready"));
-        let script = format!("trap '' TERM; : > {}; while :; do sleep 0.02; done", ready.display());
-        let mut command = gracekeeper();
-        command.args([
-            "--log-level",
-            "trace",
-            "--log-format",
-            format,
-            "--grace",
-            "2s",
-            "--soft",
-            "200ms",
-            "--hard",
-            "400ms",
-        ]);
-        command.arg("--audit-file").arg(&audit).args(["--", "sh", "-c", &script]);
-        let child = command.stderr(writer.try_clone().unwrap()).spawn().unwrap();
-        drop(command);
-        until("the workload runs", || ready.exists());
-        let began = Instant::now();
-        signal(child.id(), "TERM");
-        let mut ran = finish(child, began);
-        ran.records = records(&std::fs::read_to_string(&audit).unwrap());
-        let seal = ran.expect(143, "terminated");
-        let kill = seal["escalation"].as_array().unwrap().iter().find(|rung| rung["rung"] == "kill").unwrap();
-        assert!((390..1_000).contains(&kill["at_ms"].as_u64().unwrap()), "{seal:#}");
-    }
-    // Control: where there is room the lines are there.
-    drop(writer);
-    let mut text = String::new();
-    read.read_to_string(&mut text).unwrap();
-    assert!(text.bytes().all(|b| b == b'x'), "{} bytes", text.len());
-    let told = run(gracekeeper().args(["--log-level", "debug", "--log-format", "json", "--", "true"]));
-    let line =
-        told.stderr.lines().find(|line| line.contains("\"level\":\"DEBUG\"")).unwrap_or_else(|| panic!("{told:#?}"));
-    assert!(serde_json::from_str::<serde_json::Value>(line).unwrap()["fields"]["message"].is_string(), "{line}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod resources;
 #[path = "../support/schema.rs"]
 mod schema;
 mod signals;
+mod stderr;
 mod stubborn;
 mod supervisor;
 #[path = "../run/support.rs"]
