@@ -4,10 +4,10 @@
 //! `cargo bench --bench figures -- kill [ROUNDS]`, as root. gracekeeper is told to kill at once (SIGINT twice); its time ends with its
 //! exit, so scrub and seal (audit on tmpfs) are in it.
 
-use super::support::{Samples, as_pid1, median, now, private, quantile, rounds};
+use super::support::{Samples, as_pid1, median, now, private, quantile, rounds, stopped};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{ForkResult, fork, pause, setsid};
-use std::io::{Read, Write};
+use std::io::Write;
 
 const SIZES: [usize; 4] = [1, 100, 1_000, 5_000];
 
@@ -93,17 +93,7 @@ pub fn run() {
 
 /// Not as PID 1: a child of ours that finds its descendants by itself.
 fn subreaper(size: &str) -> u64 {
-    let mut child = std::process::Command::new("/mnt/gracekeeper")
-        .args(["--risk", "high", "--", "/mnt/worker", "tree", size])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
-    let since = now();
-    kill(pid, Signal::SIGINT).unwrap();
-    kill(pid, Signal::SIGQUIT).unwrap();
-    child.wait().unwrap();
-    u64::try_from((now() - since).as_nanos()).unwrap()
+    let mut command = std::process::Command::new("/mnt/gracekeeper");
+    command.args(["--risk", "high", "--", "/mnt/worker", "tree", size]);
+    stopped(&mut command, &[Signal::SIGINT, Signal::SIGQUIT]).0
 }

@@ -3,9 +3,9 @@
 //! `cargo bench --bench figures -- seal [ROUNDS]`. gracekeeper's time ends with its exit. The record's first line is fsynced before the
 //! workload runs, so what is timed is the workload's death, two lines and two fsyncs.
 
-use super::support::{GRACEKEEPER, Samples, now, quantile, rounds};
-use nix::sys::signal::{Signal, kill};
-use std::io::{Read, Write};
+use super::support::{GRACEKEEPER, Samples, now, quantile, rounds, stopped};
+use nix::sys::signal::Signal;
+use std::io::Write;
 use std::path::Path;
 
 fn bare(dir: &Path) -> f64 {
@@ -17,22 +17,13 @@ fn bare(dir: &Path) -> f64 {
 }
 
 fn sealed(dir: &Path) -> f64 {
-    let mut child = std::process::Command::new(GRACEKEEPER)
-        .args(["--risk", "high", "--audit-file"])
-        .arg(dir.join("audit.json"))
-        .args(["--", "sh", "-c", "echo r; exec sleep 1000"])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
-    let since = now();
-    kill(pid, Signal::SIGTERM).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(143));
-    let took = (now() - since).as_secs_f64() * 1e3;
+    let mut command = std::process::Command::new(GRACEKEEPER);
+    command.args(["--risk", "high", "--audit-file"]).arg(dir.join("audit.json"));
+    command.args(["--", "sh", "-c", "echo r; exec sleep 1000"]);
+    let (took, code) = stopped(&mut command, &[Signal::SIGTERM]);
+    assert_eq!(code, Some(143));
     std::fs::remove_file(dir.join("audit.json")).unwrap();
-    took
+    took as f64 / 1e6
 }
 
 pub fn run() {

@@ -5,6 +5,7 @@
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe, setgid, setgroups, setuid};
 use std::ffi::CString;
@@ -12,6 +13,7 @@ use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 pub const GRACEKEEPER: &str = env!("CARGO_BIN_EXE_gracekeeper");
@@ -125,6 +127,18 @@ impl Init {
         waitpid(self.pid, None).unwrap();
         u64::try_from((now() - since).as_nanos()).unwrap()
     }
+}
+
+/// Not as PID 1: `command`, whose workload says on its stdout that it is ready, gets `signals`; nanoseconds from there to its end, and
+/// its exit status.
+pub fn stopped(command: &mut std::process::Command, signals: &[Signal]) -> (u64, Option<i32>) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let pid = Pid::from_raw(child.id().cast_signed());
+    let since = now();
+    signals.iter().for_each(|signal| kill(pid, *signal).unwrap());
+    let code = child.wait().unwrap().code();
+    (u64::try_from((now() - since).as_nanos()).unwrap(), code)
 }
 
 pub fn quantile(samples: &[f64], q: f64) -> f64 {
