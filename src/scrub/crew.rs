@@ -282,8 +282,8 @@ impl Crew {
         hired
     }
 
-    /// Does here what holds nobody up: what is no file, what is skipped, and empty directories at hand. Whether that was all: most
-    /// runs leave nothing, and need no thread to find it out.
+    /// Does here what holds nobody up: IPC tables with nothing in them, what is skipped, and empty directories at hand. Whether that
+    /// was all: most runs leave nothing, and need no thread to find it out.
     pub fn glance(self: &Arc<Self>) -> bool {
         let work = std::mem::take(&mut self.stack().work);
         let left: Vec<Work> = work.into_iter().filter_map(|work| walk::glance(self, work)).collect();
