@@ -267,7 +267,10 @@ impl Confinement {
             Step::NoNewPrivs => nix::sys::prctl::set_no_new_privs(),
             Step::ReservedCpu => match &self.share {
                 Share::Free => return Some(Outcome::Unavailable(Cause::because(NO_QUOTA))),
-                Share::Reserved { workload, .. } => cpu::bind(workload),
+                Share::Reserved { workload, .. } => match (cpu::bind(workload), cpu::lower_priority()) {
+                    (Ok(()), Err(errno)) => return Some(Outcome::Degraded(Cause::refused("setpriority", errno))),
+                    (bound, _) => bound,
+                },
                 Share::Tight => match cpu::lower_priority() {
                     Ok(()) => return Some(Outcome::Degraded(Cause::because(TIGHT))),
                     Err(errno) => return Some(Outcome::Unavailable(Cause::refused("setpriority", errno))),
