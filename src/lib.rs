@@ -211,10 +211,11 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
                 counters::Counters { last_pid: counters.last_pid.and(before), ..counters }
             });
             supervisor.before = pid1.then(scrub::leftovers::Before::look);
-            child.release();
+            // Before the workload has used up the quota: a CPU that the supervisor has just come to has no time left over.
             if let Some(outcome) = confinement.settle_supervisor() {
                 supervisor.facts.enforced("supervisor_cpu", outcome);
             }
+            child.release();
             supervisor.facts.spawned(child.pid, begun);
             supervisor.child = Some(child);
             None

@@ -69,7 +69,7 @@ impl Everything {
             found: Vec::new(),
             weary_until: Instant::default(),
             patience: PATIENCE,
-            pressure: if pid1 { Pressure::open() } else { None },
+            pressure: if pid1 && !without("pressure") { Pressure::open() } else { None },
         };
         if !pid1 {
             nix::sys::prctl::set_child_subreaper(!without("subreaper"))?;

@@ -47,8 +47,9 @@ impl Pressure {
         }
         let pressure =
             Self { usage: File::open(dir.join(usage)).ok()?, stat: File::open(dir.join("memory.stat")).ok()?, limit };
-        // The first read makes the kernel's buffers.
-        let _ = pressure.is_high();
+        // The first read makes the kernel's buffers. Both, whatever the first says: with the limit used up it is too late.
+        let mut text = [0u8; 4096];
+        let _ = (pressure.usage.read_at(&mut text, 0), pressure.stat.read_at(&mut text, 0));
         Some(pressure)
     }
 

@@ -109,6 +109,8 @@ impl Supervisor {
     }
 
     fn kill(&mut self, starved: bool, again: bool) {
+        // Not after the signal: without CPU time left the call returns when the workload's debt is paid, though it was sent at once.
+        let at_ms = seal::since_trigger(&self.machine);
         // The signal before anything that allocates: the workload may have left no memory.
         let mut everything = self.shared.everything();
         let mut reached = everything.signal(Signal::SIGKILL);
@@ -122,7 +124,7 @@ impl Supervisor {
         }
         drop(everything);
         if !again {
-            self.killing = Some(Escalation { signalled: Some(0), starved, ..self.rung("kill") });
+            self.killing = Some(Escalation { signalled: Some(0), starved, at_ms, ..self.rung("kill") });
         }
     }
 
@@ -131,6 +133,8 @@ impl Supervisor {
         if let Some(mut killing) = self.killing.take() {
             let left = if self.machine.drained() { Some(0) } else { self.shared.everything().alive() };
             killing.survivors = left;
+            // Those that are left were signalled too; how many, nobody knows where they cannot be counted.
+            killing.signalled = killing.signalled.zip(left).map(|(reaped, left)| reaped.saturating_add(left));
             self.escalated(killing);
         }
     }

@@ -19,6 +19,10 @@ use std::time::Duration;
 /// How much CPU time counting the processes may take.
 const COUNTING: Duration = Duration::from_millis(2);
 const BEFORE: Duration = Duration::from_secs(1);
+/// How much longer each pause is than the one before while the memory limit is used up. Under a CPU quota PID 1 then has what was
+/// left to its CPU, 1 ms (min_cfs_rq_runtime), and gets no more before the workload has paid for the time that it spends in the
+/// kernel looking for memory. A look takes 0.08 ms of it, and the kill at the deadline needs the rest.
+const LONGER: u32 = 4;
 /// A walk over every process is made no more often than this.
 const WALK: Duration = Duration::from_millis(100);
 
@@ -33,6 +37,7 @@ pub struct Watch {
     /// Thousandths of a CPU.
     cpus: u64,
     next: Instant,
+    pause: Duration,
     walked: Option<Instant>,
     /// What each process had at the last walk: CPU time and resident memory.
     known: HashMap<Identity, (Duration, u64)>,
@@ -55,6 +60,7 @@ impl Watch {
             pid1,
             cpus: if mode == Monitoring::Off { 0 } else { cpu::available() },
             next: clock::now().plus(BEFORE),
+            pause: BEFORE,
             walked: None,
             known: HashMap::new(),
             alive: None,
@@ -98,6 +104,13 @@ impl Watch {
     /// A sample before the trigger; how many are alive.
     pub fn before(&mut self, everything: &mut Everything) -> Option<u64> {
         let began = clock::now();
+        if everything.is_pressed() {
+            self.alive = None;
+            self.pause = self.pause.saturating_mul(LONGER);
+            self.again(began, self.pause);
+            return None;
+        }
+        self.pause = BEFORE;
         let (memory, walked) = (self.memory, self.walked);
         self.look_at_all(everything);
         if let Some(walked) = walked {
