@@ -346,7 +346,8 @@ impl Machine {
             (State::Terminating(_), Event::Fault) => self.kill(now, &mut todo),
             (State::Terminating(rung), Event::Woke { asked }) => self.climb(rung, asked, now, &mut todo),
 
-            (State::Draining { next, pause }, Event::Woke { .. }) => {
+            (State::Draining { next, pause }, Event::Woke { asked }) => {
+                self.absent(now.since(asked));
                 if self.plan.is_some_and(|p| now >= p.drained) {
                     // Something does not die (an uninterruptible system call): no scrub beside a live process.
                     self.drained = false;
@@ -524,13 +525,22 @@ impl Machine {
         self.state = State::Draining { next: now.plus(KILL_AGAIN), pause: KILL_AGAIN };
         if let Some(plan) = self.plan.as_mut() {
             // A kill ahead of its time starts the wait for the dead then, not later.
-            let ahead = plan.kill.since(now);
+            let (ahead, late) = (plan.kill.since(now), now.since(plan.kill));
             plan.kill = plan.kill.min(now);
             if plan.sealed.is_none() {
                 plan.drained = plan.drained.minus(ahead);
             }
+            self.absent(late);
         }
         todo.push(Action::Kill { starved: self.starved, again: false });
+    }
+
+    /// The supervisor had no CPU for so long. Where nobody outside counts it does not count as waiting for the dead: they had none
+    /// either, and what is about to die would keep the scrub from running.
+    fn absent(&mut self, late: Duration) {
+        if let Some(plan) = self.plan.as_mut().filter(|plan| plan.sealed.is_none()) {
+            plan.drained = plan.drained.plus(late);
+        }
     }
 
     fn scrub(&mut self, now: Instant, todo: &mut Actions) {

@@ -289,3 +289,31 @@ fn the_command_counts_as_created() {
         assert!((1..=3).contains(&created.as_u64().unwrap()), "{created}");
     });
 }
+
+/// As good as no CPU at all: stopped through its own deadlines, the ten seconds for the dead included. What it then kills is still
+/// waited for, and scrubbed after.
+#[test]
+fn a_supervisor_that_was_away_still_waits_for_the_dead() {
+    if !has("root") {
+        return;
+    }
+    let dir = log_dir();
+    let m = marker();
+    // Many, so that not all are dead by the time that it looks.
+    let script =
+        format!("trap '' TERM; for i in $(seq 300); do sleep {m} & done; echo secret > /tmp/s; wait; sleep {m}");
+    let grace = ["--timeout", "2s", "--soft", "2s", "--hard", "2s", "--adaptive", "no", "--monitoring", "off"];
+    let child = pid1(dir.path(), false, &[&grace[..], &["--", "sh", "-c", &script]].concat()).spawn().unwrap();
+    let began = Instant::now();
+    until("the grace has begun", || audit(&dir).contains("termination_requested"));
+    let inner = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    let inner = inner.trim().parse().unwrap();
+    signal(inner, "STOP");
+    std::thread::sleep(Duration::from_secs(13));
+    signal(inner, "CONT");
+    let ran = finish(child, began);
+    let seal = records(&audit(&dir)).pop().unwrap();
+    let kill = seal["escalation"].as_array().unwrap().last().unwrap();
+    assert_eq!((ran.code(), &kill["rung"], &kill["survivors"]), (Some(124), &"kill".into(), &0.into()), "{seal:#}");
+    assert_eq!(seal["cleanup_status"], "complete", "{seal:#}");
+}
