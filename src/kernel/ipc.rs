@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 /// The kinds of objects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Shared memory.
     Memory,

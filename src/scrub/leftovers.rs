@@ -18,8 +18,12 @@ impl Before {
     /// Looks, before the spawn.
     #[must_use]
     pub fn look() -> Self {
-        let objects = ipc::objects().iter().map(|o| (o.kind, o.id)).collect();
-        Self { objects, queues: ipc::posix_queues() }
+        let mut objects: Vec<_> = ipc::objects().iter().map(|o| (o.kind, o.id)).collect();
+        let mut queues = ipc::posix_queues();
+        // There may be thousands, and as many come: they are looked up by halving.
+        objects.sort_unstable();
+        queues.sort_unstable();
+        Self { objects, queues }
     }
 
     /// Whether nothing was there and nothing has come, found out at once.
@@ -33,7 +37,7 @@ impl Before {
     pub fn clear(&self) -> Ipc {
         let own = nix::unistd::geteuid().as_raw();
         let mut done = Ipc::default();
-        for object in ipc::objects().iter().filter(|o| !self.objects.contains(&(o.kind, o.id))) {
+        for object in ipc::objects().iter().filter(|o| self.objects.binary_search(&(o.kind, o.id)).is_err()) {
             let counter = match object.kind {
                 Kind::Memory => &mut done.shared_memory,
                 Kind::Semaphores => &mut done.semaphores,
@@ -43,7 +47,7 @@ impl Before {
             let counter = if gone { counter } else { &mut done.left };
             *counter = counter.saturating_add(1);
         }
-        for name in ipc::posix_queues().iter().filter(|n| !self.queues.contains(n)) {
+        for name in ipc::posix_queues().iter().filter(|n| self.queues.binary_search(n).is_err()) {
             let gone = ipc::remove_posix_queue(name, own).is_ok();
             let counter = if gone { &mut done.posix_queues } else { &mut done.left };
             *counter = counter.saturating_add(1);

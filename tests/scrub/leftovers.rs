@@ -10,6 +10,10 @@ const MAKES: &str = r#"PATH=/usr/bin:/bin; ipcmk -M 4096; ipcmk -S 3; ipcmk -Q; 
 /usr/bin/python3 -c 'import ctypes; l = ctypes.CDLL(None); q = l.msgget(0x57, 0o1600); assert l.msgsnd(q, b"1234567 made", 5, 0) == 0'
 echo > /media/go; while [ ! -s /media/stranger ]; do sleep 0.01; done"#;
 
+/// Makes as many queues as it is told.
+const MAKE: &str =
+    "import ctypes, sys; l = ctypes.CDLL(None)\nfor _ in range(int(sys.argv[1])): assert l.msgget(0, 0o600) >= 0";
+
 /// Everything around it, in an IPC namespace that outlives PID 1: strangers are there before, and come meanwhile.
 const OUTER: &str = r#"set -e
 for d in /var/log /media; do mount -t tmpfs -o mode=1777 none $d; done; mount -t mqueue none /dev/mqueue
@@ -104,4 +108,27 @@ fn not_as_pid_1_nothing_is_touched() {
     assert!(ipc.is_null(), "{ipc}");
     assert_eq!((lines(&left, "", "QUEUES"), lines(&left, "QUEUES", "SETS"), lines(&left, "SETS", "NAMES")), (4, 5, 3));
     assert!(left.contains("made") && left.contains("before"), "{left}");
+}
+
+/// Thousands that were there before, and thousands of the workload's: looked at, told apart and removed within the budget.
+#[test]
+fn thousands_are_told_apart_in_time() {
+    if !has("root") {
+        return;
+    }
+    let outer = OUTER.split_once("$DROP ipcmk").unwrap().0.to_owned()
+        + "echo 32000 > /proc/sys/kernel/msgmni; $DROP /usr/bin/python3 -c \"$MAKE\" 16000\n"
+        + "export MAKE; $UNSHARE sh -c \"$INNER\"; cat /var/log/security-audit.json >&2; grep -c 600 /proc/sysvipc/msg";
+    let _on = MountPoint::get();
+    let mut command = Command::new("unshare");
+    command.args(["--ipc", "--mount", "sh", "-c", &outer]).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command.env("DROP", dropped(true).join(" ")).env("INNER", INNER).env("BINARY", BINARY).env("MAKE", MAKE);
+    command.env("UNSHARE", "unshare --pid --fork --mount --mount-proc --kill-child");
+    let out = command.env("MAKES", format!("/usr/bin/python3 -c '{MAKE}' 16000")).output().unwrap();
+    let (stdout, stderr) = (super::places::text_of(&out.stdout), super::places::text_of(&out.stderr));
+    let seal = records(&stderr).pop().unwrap_or_else(|| panic!("no record: {stdout}{stderr}"));
+    let cleanup = &seal["cleanup"];
+    println!("{cleanup} {}", seal["duration"]);
+    assert_eq!((&cleanup["ipc"]["message_queues"], stdout.trim()), (&16_000.into(), "16000"), "{stdout}{stderr}");
+    assert!(cleanup["used_ms"].as_u64() <= cleanup["budget_ms"].as_u64(), "{cleanup}");
 }
