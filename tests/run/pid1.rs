@@ -174,6 +174,13 @@ fn the_supervisors_limits_and_its_record_are_out_of_reach() {
     }
 }
 
+/// Whether the process blocks SIGTERM (proc_pid_status(5)).
+fn blocks_term(pid: &str) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t"));
+    mask.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & (1 << 14) != 0)
+}
+
 #[test]
 fn a_stop_at_any_instant_after_the_first_is_never_lost() {
     if !has("root") {
@@ -195,10 +202,11 @@ fn a_stop_at_any_instant_after_the_first_is_never_lost() {
             let pid = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
             inner = pid.trim().parse::<i32>().ok();
             let exe = std::fs::read_link(format!("/proc/{}/exe", pid.trim()));
-            exe.is_ok_and(|exe| exe.ends_with("gracekeeper"))
+            // Between the kernel's exec and our first instruction a signal to PID 1 is dropped, whoever it is; on a busy machine that
+            // takes as long as it likes.
+            exe.is_ok_and(|exe| exe.ends_with("gracekeeper")) && blocks_term(pid.trim())
         });
-        // From 1 ms: between the kernel's exec and our first instruction a signal to PID 1 is dropped, whoever it is.
-        std::thread::sleep(Duration::from_micros(1000 + seed % 60_000));
+        std::thread::sleep(Duration::from_micros(seed % 60_000));
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(inner.unwrap()), nix::sys::signal::Signal::SIGTERM).unwrap();
         let ran = finish(child, began);
         assert_eq!(ran.code(), Some(143), "{ran:#?}");
