@@ -113,8 +113,9 @@ fn a_stop_at_any_instant_over_six_workloads() {
         let mut child = pid1(dir.path(), &words).spawn().unwrap();
         let pid = inner(&child);
         go(&mut child, pid);
-        // From 1 ms: between the kernel's exec and our first instruction a signal to PID 1 is dropped, whoever it is.
-        let after = 1000 + seed.below(400_000);
+        // Between the kernel's exec and our first instruction a signal to PID 1 is dropped, whoever it is.
+        until("it blocks signals, or is over", || blocks_term(pid) || !Path::new(&format!("/proc/{pid}")).exists());
+        let after = seed.below(400_000);
         std::thread::sleep(Duration::from_micros(after));
         let stopped = Instant::now();
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM); // ESRCH: it had completed.

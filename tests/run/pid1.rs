@@ -174,13 +174,6 @@ fn the_supervisors_limits_and_its_record_are_out_of_reach() {
     }
 }
 
-/// Whether the process blocks SIGTERM (proc_pid_status(5)).
-fn blocks_term(pid: &str) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t"));
-    mask.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & (1 << 14) != 0)
-}
-
 #[test]
 fn a_stop_at_any_instant_after_the_first_is_never_lost() {
     if !has("root") {
