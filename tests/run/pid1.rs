@@ -304,7 +304,7 @@ fn a_supervisor_that_was_away_still_waits_for_the_dead() {
     let script =
         format!("trap '' TERM; for i in $(seq 300); do sleep {m} & done; echo secret > /tmp/s; wait; sleep {m}");
     let grace = ["--timeout", "2s", "--soft", "2s", "--hard", "2s", "--adaptive", "no", "--monitoring", "off"];
-    let child = pid1(dir.path(), false, &[&grace[..], &["--", "sh", "-c", &script]].concat()).spawn().unwrap();
+    let child = pid1(dir.path(), true, &[&grace[..], &["--", "sh", "-c", &script]].concat()).spawn().unwrap();
     let began = Instant::now();
     until("the grace has begun", || audit(&dir).contains("termination_requested"));
     let inner = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();

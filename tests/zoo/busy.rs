@@ -70,7 +70,7 @@ fn neighbours_and_a_fork_bomb() {
     let Some(image) = Image::new() else { return };
     let _neighbours = [(); 4].map(|()| Container::start(&image, &[], &["/hostile", "burn", "2"]));
     let limits = ["--pids-limit=200"];
-    // Two seconds after the deadline. In the controls 1.9 to 5 (once 38, with other work on the machine), guarded 0.3.
+    // Two seconds after the deadline. Measured: the controls 0.1 to 5.3, guarded 0.1 to 0.4.
     let late = |off| {
         let ran = bomb(&image, &limits, off, Duration::from_secs(10));
         ran.is_none_or(|records| records.last().unwrap()["resources"]["wall_ms"].as_u64().unwrap() > 5_000)
