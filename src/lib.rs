@@ -210,6 +210,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
                 let before = u64::try_from(child.pid).ok().map(|pid| pid.saturating_sub(1));
                 counters::Counters { last_pid: counters.last_pid.and(before), ..counters }
             });
+            supervisor.watch.baseline(supervisor.facts.baseline.as_ref());
             supervisor.before = pid1.then(scrub::leftovers::Before::look);
             // Before the workload has used up the quota: a CPU that the supervisor has just come to has no time left over.
             if let Some(outcome) = confinement.settle_supervisor() {

@@ -28,6 +28,7 @@ fn events() -> impl Strategy<Value = Event> {
         (how, any::<bool>()).prop_map(|(how, alone)| Event::Ended { how, alone }),
         prop_oneof![Just(StopSignal::Term), Just(StopSignal::Int), Just(StopSignal::Quit), Just(StopSignal::Hup)]
             .prop_map(Event::Stop),
+        prop_oneof![Just(StopSignal::Int), Just(StopSignal::Hup)].prop_map(Event::Insisted),
         Just(Event::Violation(Rule::ForkBomb)),
         Just(Event::OutputLimit),
         Just(Event::Fault),
@@ -104,6 +105,10 @@ impl World {
                 if matches!(signal, StopSignal::Int | StopSignal::Quit) {
                     self.interrupts += 1;
                 }
+            }
+            Event::Insisted(_) => {
+                self.stopped_at = self.stopped_at.or(Some(self.now));
+                self.interrupts += 2;
             }
             Event::Violation(_) | Event::Fault => self.early = true,
             _ => {}

@@ -28,12 +28,14 @@ pub fn private() {
     unshare(CloneFlags::CLONE_NEWNS).expect("root is needed for a mount namespace");
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    // What is built may lie below a directory that others cannot enter, or below /tmp.
+    // What is built may lie below a directory that others cannot enter, or below /tmp. Not copied: the peers are on a disk too, and
+    // a page of a tmpfs is mapped at another price.
     std::fs::create_dir_all("/mnt").unwrap();
     mount(Some("none"), "/mnt", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).unwrap();
     for (from, to) in [(Path::new(GRACEKEEPER), "/mnt/gracekeeper"), (&std::env::current_exe().unwrap(), "/mnt/worker")]
     {
-        std::fs::copy(from, to).unwrap();
+        std::fs::write(to, "").unwrap();
+        mount(Some(from), to, none, MsFlags::MS_BIND, none).unwrap();
     }
     for dir in ["/tmp", "/var/tmp", "/dev/shm", "/var/log"] {
         mount(Some("none"), dir, Some("tmpfs"), MsFlags::empty(), Some("mode=1777")).unwrap();

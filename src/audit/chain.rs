@@ -20,10 +20,8 @@ pub const ZEROS: &str = "0000000000000000000000000000000000000000000000000000000
 /// Bytes as lower-case hex.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len().saturating_mul(2)), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}"); // Writing to a String cannot fail.
-        hex
-    })
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// SHA-256 in hex.
@@ -96,21 +94,24 @@ impl Chain {
         time: &str,
         limit: usize,
     ) -> Result<String, serde_json::Error> {
-        let mut body = body.clone();
+        let mut body = Box::new(body.clone());
         if !body.duration.is_finite() {
             body.duration = 0.0; // JSON has no NaN; serde_json would write null.
         }
+        let mut body = Body::EvaluationTerminated(body);
         let mut chain = self.clone();
-        let mut line = chain.render(&Body::EvaluationTerminated(Box::new(body.clone())), time)?;
+        let mut line = chain.render(&body, time)?;
         for step in 0..CUTS {
             if line.len() <= limit {
                 break;
             }
-            cut(&mut body, step);
+            if let Body::EvaluationTerminated(body) = &mut body {
+                cut(body, step);
+            }
             if step + 1 == CUTS {
                 shorten(&mut chain.job_id, 48);
             }
-            line = chain.render(&Body::EvaluationTerminated(Box::new(body.clone())), time)?;
+            line = chain.render(&body, time)?;
         }
         Ok(line)
     }

@@ -178,10 +178,9 @@ impl Log {
             return;
         }
         let time = rfc3339(SystemTime::now());
-        let shorter = shorten(body);
         let file_failed = self.file_cause.is_some();
         if let Some(sink) = self.file.as_mut().filter(|_| !file_failed) {
-            let Some(line) = fitting(&self.file_chain, body, shorter.as_ref(), &time) else {
+            let Some(line) = fitting(&self.file_chain, body, &time) else {
                 self.dropped = self.dropped.saturating_add(1);
                 return;
             };
@@ -207,9 +206,9 @@ impl Log {
                 }
             }
         }
-        match fitting(&self.stderr_chain, body, shorter.as_ref(), &time) {
+        match fitting(&self.stderr_chain, body, &time) {
             Some(line) => {
-                if self.write_stderr(&line, false).is_err() {
+                if self.write_stderr(&line).is_err() {
                     self.dropped = self.dropped.saturating_add(1);
                 }
             }
@@ -237,7 +236,6 @@ impl Log {
         }
         self.repeat_troubles(&mut body);
         let mut safe = false;
-        let before = (self.file_chain.clone(), self.stderr_chain.clone());
         let limit = RESERVE.saturating_sub(2); // The newlines around it.
         if let Some(sink) = &mut self.file {
             // Where even the reserved room was taken away, a page may still be free.
@@ -245,7 +243,6 @@ impl Log {
                 let Ok(line) = self.file_chain.render_seal(&body, &time, limit) else { break };
                 let cause = match sink.append(&line, true) {
                     Written::Yes => {
-                        self.file_chain.advance(&line);
                         safe = self.file_cause.is_none() && sink.disturbed().is_none();
                         match sink.sync_until(until) {
                             Ok(()) => sink.release(),
@@ -268,13 +265,16 @@ impl Log {
             }
         }
         self.repeat_troubles(&mut body);
-        if !safe && let Ok(line) = self.stderr_chain.render_seal(&body, &time, limit) {
-            let _ = self.write_stderr(&line, true); // The termination message is still to come, and says so.
+        if !safe
+            && let Ok(line) = self.stderr_chain.render_seal(&body, &time, limit)
+            && let Err(cause) = self.stderr.write(&line, true)
+        {
+            self.trouble(format!("audit: {cause}")); // The termination message is still to come, and says so.
         }
         self.repeat_troubles(&mut body);
         if let Some(message) = &self.message {
-            // The very line that was sealed, where it fits.
-            let chain = if safe { &before.0 } else { &before.1 };
+            // The very line that was sealed, where it fits: nothing follows a seal, so neither chain goes on.
+            let chain = if safe { &self.file_chain } else { &self.stderr_chain };
             if let Ok(line) = chain.render_seal(&body, &time, MESSAGE_LIMIT)
                 && let Err(cause) = message.replace(&line, until.map(|until| until.plus(MESSAGE_PATIENCE)))
             {
@@ -337,8 +337,8 @@ impl Log {
         [file, message, self.stderr.fd()].into_iter().flatten().collect()
     }
 
-    fn write_stderr(&mut self, line: &str, patient: bool) -> Result<(), Cause> {
-        let result = self.stderr.write(line, patient);
+    fn write_stderr(&mut self, line: &str) -> Result<(), Cause> {
+        let result = self.stderr.write(line, false);
         match result {
             Ok(()) => self.stderr_chain.advance(line),
             Err(cause) => self.trouble(format!("audit: {cause}")),
@@ -383,11 +383,9 @@ pub fn emergency(log: &Mutex<Log>, body: EvaluationTerminated) -> bool {
 }
 
 /// The line, or the shorter body's where it is longer than any line may be, or none.
-fn fitting(chain: &Chain, body: &Body, shorter: Option<&Body>, time: &str) -> Option<String> {
-    std::iter::once(body)
-        .chain(shorter)
-        .filter_map(|body| chain.render(body, time).ok())
-        .find(|line| line.len().saturating_add(2) <= RESERVE)
+fn fitting(chain: &Chain, body: &Body, time: &str) -> Option<String> {
+    let fits = |body: &Body| chain.render(body, time).ok().filter(|line| line.len().saturating_add(2) <= RESERVE);
+    fits(body).or_else(|| fits(&shorten(body)?))
 }
 
 /// The body without the part of it that has no bound.

@@ -5,6 +5,9 @@
 use super::files::lossy;
 use super::proc::Proc;
 
+/// How much of a table is read: the protocols' are up to 3.2 KB, `net/dev` has 122 bytes for each interface.
+const MOST: u64 = 64 * 1024;
+
 /// The kernel's counters at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -33,11 +36,7 @@ impl Counters {
 
     /// Reads them; the attempts only where `known`, told what was sent, does not know them.
     fn read_but(proc_: &Proc, known: impl Fn(Option<u64>) -> Option<u64>) -> Self {
-        let mut buffer = vec![0u8; 16 * 1024];
-        let mut text = |path: &std::ffi::CStr| {
-            let n = proc_.read_following(path, &mut buffer).ok()?;
-            Some(lossy(buffer.get(..n)?))
-        };
+        let text = |path: &std::ffi::CStr| Some(lossy(&proc_.following(path, MOST).ok()?));
         let last_pid = text(c"loadavg").and_then(|t| t.split_ascii_whitespace().nth(4)?.parse().ok());
         let bytes_sent = text(c"net/dev").and_then(|t| sent(&t));
         let network_attempts = known(bytes_sent).or_else(|| {

@@ -6,6 +6,7 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::CStr;
+use std::io::Read;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -41,22 +42,20 @@ pub fn own_cgroup() -> Option<&'static str> {
 /// A file of /proc of any length: the same, read to its end. `None` where that is not all of it.
 #[must_use]
 pub fn whole(path: &Path) -> Option<Vec<u8>> {
-    const STEP: usize = 8192;
     let fd = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-    let (mut bytes, mut used) = (vec![0; STEP], 0);
-    loop {
-        match nix::unistd::read(&fd, bytes.get_mut(used..)?) {
-            Ok(0) => break,
-            Ok(n) => used += n,
-            Err(Errno::EINTR) => {}
-            Err(_) => return None,
-        }
-        if used == bytes.len() {
-            bytes.resize(used + STEP, 0);
-        }
-    }
-    bytes.truncate(used);
-    Some(bytes)
+    rest(fd, u64::MAX).ok()
+}
+
+/// What is left to read of a file of /proc, at most `most` bytes: into memory that is not cleared first, which costs more than
+/// most of these files do.
+///
+/// # Errors
+/// As read(2); `EINTR` is none.
+pub fn rest(fd: OwnedFd, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(4096);
+    // `take` also keeps it from asking for a size first, which these files do not have.
+    std::fs::File::from(fd).take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Opens a directory by an absolute path none of whose parts may be a symlink (openat2(2), Linux 5.6; where it is

@@ -17,6 +17,9 @@ pub enum Kind {
     Queue,
 }
 
+/// Where `/proc/sysvipc` has them.
+const TABLES: [(Kind, &str); 3] = [(Kind::Memory, "shm"), (Kind::Semaphores, "sem"), (Kind::Queue, "msg")];
+
 /// A System V object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Object {
@@ -36,7 +39,7 @@ pub struct Object {
 #[must_use]
 pub fn objects() -> Vec<Object> {
     let mut all = Vec::new();
-    for (kind, file) in [(Kind::Memory, "shm"), (Kind::Semaphores, "sem"), (Kind::Queue, "msg")] {
+    for (kind, file) in TABLES.into_iter().filter(|&(kind, _)| in_use(kind) != Some(0)) {
         let text = files::whole(&Path::new("/proc/sysvipc").join(file)).unwrap_or_default();
         all.extend(files::lossy(&text).lines().skip(1).filter_map(|line| object(kind, line)));
     }
@@ -50,7 +53,33 @@ pub fn is_empty() -> bool {
         let text = files::text(&Path::new("/proc/sysvipc").join(file));
         text.is_some_and(|text| text.lines().nth(1).is_none())
     };
-    ["shm", "sem", "msg"].into_iter().all(headed_only) && posix_queues_are_empty()
+    let none = |(kind, file): (Kind, &str)| in_use(kind).map_or_else(|| headed_only(file), |count| count == 0);
+    TABLES.into_iter().all(none) && posix_queues_are_empty()
+}
+
+/// How many of a kind there are in this namespace, asked of the kernel without reading its table (SHM_INFO, SEM_INFO and MSG_INFO of
+/// shmctl(2), semctl(2), msgctl(2); their structures are in linux/shm.h, sem.h, msg.h). `None` where it does not say.
+fn in_use(kind: Kind) -> Option<i32> {
+    const SHM_INFO: i32 = 14;
+    const SEM_INFO: i32 = 19;
+    const MSG_INFO: i32 = 12;
+    // Larger than any of the three: 48, 40 and 32 bytes.
+    let mut info = [0i64; 16];
+    let at = info.as_mut_ptr();
+    // SAFETY: each writes its structure to the address, which is that of 128 bytes of ours, aligned for the longs in them.
+    let answer = unsafe {
+        match kind {
+            Kind::Memory => libc::shmctl(0, SHM_INFO, at.cast()),
+            Kind::Semaphores => libc::semctl(0, 0, SEM_INFO, at),
+            Kind::Queue => libc::msgctl(0, MSG_INFO, at.cast()),
+        }
+    };
+    Errno::result(answer).ok()?;
+    // shm_info.used_ids and msginfo.msgpool are the first int, seminfo.semusz is the eighth.
+    let (word, high) = if kind == Kind::Semaphores { (3, true) } else { (0, false) };
+    let bytes = info.get(word)?.to_ne_bytes();
+    let half = if high { bytes.last_chunk::<4>() } else { bytes.first_chunk::<4>() };
+    half.map(|half| i32::from_ne_bytes(*half))
 }
 
 fn posix_queues_are_empty() -> bool {
@@ -142,4 +171,36 @@ pub fn remove_posix_queue(name: &CString, owner: u32) -> Result<(), Errno> {
         return Err(Errno::EPERM);
     }
     files::unlink(dir.as_fd(), name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_counts_are_the_tables() {
+        // SAFETY: each takes integers and makes an object that this test removes.
+        let made = unsafe {
+            [
+                (Kind::Memory, libc::shmget(libc::IPC_PRIVATE, 4096, 0o600)),
+                (Kind::Semaphores, libc::semget(libc::IPC_PRIVATE, 1, 0o600)),
+                (Kind::Queue, libc::msgget(libc::IPC_PRIVATE, 0o600)),
+            ]
+        };
+        for (kind, id) in made {
+            assert!(id >= 0, "{kind:?}: {:?}", Errno::last());
+            let file = TABLES.iter().find(|table| table.0 == kind).unwrap().1;
+            let path = Path::new("/proc/sysvipc").join(file);
+            // Others may make and remove some meanwhile.
+            let agree = (0..1000).any(|_| {
+                let lines = files::lossy(&files::whole(&path).unwrap()).lines().count();
+                in_use(kind).and_then(|n| usize::try_from(n).ok()) == lines.checked_sub(1)
+            });
+            assert!(agree, "{kind:?}: {:?}", in_use(kind));
+            assert!(in_use(kind) > Some(0) && !is_empty());
+            assert!(objects().iter().any(|o| (o.kind, o.id) == (kind, id)));
+            let object = Object { kind, id, creator: 0, ours: true, used: true };
+            assert_eq!(remove(&object), Ok(()));
+        }
+    }
 }

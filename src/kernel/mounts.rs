@@ -4,7 +4,7 @@
 
 use super::files;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// One mount: where, what kind, and which part of its file system.
@@ -31,7 +31,11 @@ pub fn all() -> Option<Vec<Mount>> {
 /// later one above it hides is not told apart: nothing that has to be right may rest on this alone.
 #[must_use]
 pub fn holder<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
-    let deepest = mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.components().count())?;
+    let bytes = path.as_os_str().as_bytes();
+    // Part by part only where a path is not written as the kernel writes a mount point, or begins as one.
+    let odd = bytes.windows(2).any(|two| two == b"//" || two == b"/.");
+    let above = |m: &&Mount| (odd || bytes.starts_with(m.point.as_os_str().as_bytes())) && path.starts_with(&m.point);
+    let deepest = mounts.iter().filter(above).max_by_key(|m| m.point.components().count())?;
     mounts.iter().rfind(|m| m.point == deepest.point)
 }
 
@@ -48,6 +52,9 @@ fn mount(line: &[u8]) -> Option<Mount> {
 
 /// A path in which blanks, newlines and backslashes are `\ooo`.
 fn unescaped(field: &[u8]) -> PathBuf {
+    if !field.contains(&b'\\') {
+        return PathBuf::from(OsString::from_vec(field.to_vec()));
+    }
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, after)) = rest.split_first() {
@@ -91,6 +98,8 @@ mod tests {
         assert!(mounts.iter().any(|m| m.point == Path::new("/")));
         let proc_ = holder(Path::new("/proc/self/fd"), &mounts).unwrap();
         assert_eq!((proc_.kind.as_str(), proc_.point.as_path()), ("proc", Path::new("/proc")));
+        assert_eq!(holder(Path::new("//proc/./self/"), &mounts), Some(proc_));
+        assert_ne!(holder(Path::new("/processes"), &mounts), Some(proc_));
     }
 
     #[test]

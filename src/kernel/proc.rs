@@ -3,6 +3,7 @@
 //!
 //! Source of the field numbers: proc_pid_stat(5).
 
+use super::files;
 use crate::switches::without;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
@@ -144,19 +145,8 @@ impl Proc {
     /// # Errors
     /// The errno of `openat(2)` or `read(2)`.
     pub fn read(&self, path: &std::ffi::CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
-        self.read_with(path, OFlag::O_NOFOLLOW, buffer)
-    }
-
-    /// As `read`, for paths below `/proc/net` and `/proc/self`, which are links of the kernel's own.
-    ///
-    /// # Errors
-    /// The errno of `openat(2)` or `read(2)`.
-    pub fn read_following(&self, path: &std::ffi::CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
-        self.read_with(path, OFlag::empty(), buffer)
-    }
-
-    fn read_with(&self, path: &std::ffi::CStr, flags: OFlag, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let file = openat(self.root.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | flags, Mode::empty())?;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let file = openat(self.root.as_fd(), path, flags, Mode::empty())?;
         let mut used = 0;
         while let Some(rest) = buffer.get_mut(used..)
             && !rest.is_empty()
@@ -169,6 +159,15 @@ impl Proc {
             }
         }
         Ok(used)
+    }
+
+    /// As much as `most` bytes of a file below `/proc/net` or `/proc/self`, which are links of the kernel's own.
+    ///
+    /// # Errors
+    /// The errno of `openat(2)` or `read(2)`.
+    pub fn following(&self, path: &std::ffi::CStr, most: u64) -> Result<Vec<u8>, Errno> {
+        let fd = openat(self.root.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        files::rest(fd, most).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
     }
 
     /// Whether `who` is still the process that was seen, and not a zombie.

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
 const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const JUMP_ABOVE: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 const ALLOW: u32 = 0x7fff_0000; // SECCOMP_RET_ALLOW
 const ERRNO: u32 = 0x0005_0000; // SECCOMP_RET_ERRNO
@@ -66,16 +67,14 @@ impl Filter {
             op(JUMP_ABOVE, 0, 1, X32),
             refuse(Errno::ENOSYS),
         ];
+        let mut blocks = Vec::new();
         rules(wanted, &mut |number, errno, clauses| {
-            let Ok(number) = u32::try_from(number) else { return };
-            let block = block(errno, clauses);
-            // A block returns on every path, so the number is still in the accumulator for the next rule.
-            if let Ok(length) = u8::try_from(block.len()) {
-                program.push(op(JUMP_EQUAL, 0, length, number));
-                program.extend(block);
+            if let Ok(number) = u32::try_from(number) {
+                blocks.push((number, block(errno, clauses)));
             }
         });
-        program.push(op(RETURN, 0, 0, ALLOW));
+        blocks.sort_unstable_by_key(|&(number, _)| number);
+        search(&blocks, &mut program);
         Self { program }
     }
 
@@ -100,6 +99,32 @@ const fn op(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
 
 const fn refuse(errno: Errno) -> libc::sock_filter {
     op(RETURN, 0, 0, ERRNO | (errno as i32).cast_unsigned())
+}
+
+/// The rule of a call by halving: the kernel walks through the filter once for each number when it is installed (it keeps which are
+/// always allowed), and for each of the others at every call.
+fn search(rules: &[(u32, Vec<libc::sock_filter>)], program: &mut Vec<libc::sock_filter>) {
+    let (below, above) = rules.split_at(rules.len() / 2);
+    let Some((number, block)) = above.first() else { return program.push(op(RETURN, 0, 0, ALLOW)) };
+    if below.is_empty() {
+        // Where it is another one: to the block's last instruction, which allows.
+        let away = u8::try_from(block.len().saturating_sub(1)).unwrap_or(u8::MAX);
+        program.push(op(JUMP_EQUAL, 0, away, *number));
+        program.extend(block);
+        return;
+    }
+    let at = program.len();
+    program.push(op(JUMP_ABOVE, 0, 1, *number));
+    program.push(op(JUMP, 0, 0, 0));
+    let from = program.len();
+    search(below, program);
+    let length = program.len() - from;
+    if let Some([near, far]) = program.get_mut(at..from) {
+        far.k = u32::try_from(length).unwrap_or(u32::MAX);
+        // A conditional jump reaches 255 instructions, the other one all of them.
+        near.jt = u8::try_from(length + 1).unwrap_or(0);
+    }
+    search(above, program);
 }
 
 /// Refused where every test of one clause holds; a clause without tests always does.
@@ -214,11 +239,16 @@ mod tests {
 
     /// Runs the program as the kernel would.
     fn run(wanted: &Wanted, arch: u32, number: libc::c_long, args: &[u64]) -> u32 {
-        let program = Filter::assemble(wanted).program;
-        let (mut pc, mut acc) = (0usize, 0u32);
+        steps(&Filter::assemble(wanted).program, arch, number, args).0
+    }
+
+    /// What the program answers, and after how many instructions.
+    fn steps(program: &[libc::sock_filter], arch: u32, number: libc::c_long, args: &[u64]) -> (u32, usize) {
+        let (mut pc, mut acc, mut steps) = (0usize, 0u32, 0);
         loop {
             let i = program[pc];
             pc += 1;
+            steps += 1;
             let jump = |yes| usize::from(if yes { i.jt } else { i.jf });
             match i.code {
                 LOAD => {
@@ -233,7 +263,8 @@ mod tests {
                 }
                 JUMP_EQUAL => pc += jump(acc == i.k),
                 JUMP_ABOVE => pc += jump(acc >= i.k),
-                RETURN => return i.k,
+                JUMP => pc += i.k as usize,
+                RETURN => return (i.k, steps),
                 other => panic!("instruction {other:#x}"),
             }
         }
@@ -277,6 +308,40 @@ mod tests {
         assert_eq!(call(libc::SYS_ioctl, &[0, 0x5401]), PASS);
         assert_eq!(call(libc::SYS_io_uring_setup, &[1]), errno(Errno::ENOSYS));
         assert_eq!(call(libc::SYS_read, &[77]), PASS);
+    }
+
+    #[test]
+    fn each_call_has_its_own_rule_and_no_other() {
+        let all = Wanted { network_deny: true, scoped: false, ..WANTED };
+        let mut numbers = Vec::new();
+        rules(&all, &mut |number, _, _| numbers.push(number));
+        let named = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), named, "a call appears once");
+        let program = Filter::assemble(&all).program;
+        for number in 0..1024 {
+            // Refused by some arguments where it has a rule, and by none where it has not.
+            let tries = [[77, 77], [0, 77], [1, 77], [8, 77], [2, 0], [3, 0], [16, 77], [0, 0x8901], [0, 15], [0, 70]];
+            let refused = tries.iter().any(|args| steps(&program, NATIVE, number, args).0 != PASS);
+            assert_eq!(refused, numbers.binary_search(&number).is_ok(), "{number}");
+            let most = steps(&program, NATIVE, number, &[]).1;
+            assert!(most <= 24, "{number}: {most} instructions");
+        }
+    }
+
+    #[test]
+    fn a_part_that_is_too_long_for_a_short_jump_is_jumped_over() {
+        let allow = op(RETURN, 0, 0, ALLOW);
+        let rules: Vec<_> = (0..4u32)
+            .map(|n| (n * 2, [vec![refuse(Errno::from_raw(n.cast_signed() + 1)); 200], vec![allow]].concat()))
+            .collect();
+        let mut program = vec![op(LOAD, 0, 0, AT_NUMBER)];
+        search(&rules, &mut program);
+        for n in 0..4u32 {
+            assert_eq!(steps(&program, NATIVE, i64::from(n * 2), &[]).0, ERRNO | (n + 1));
+            assert_eq!(steps(&program, NATIVE, i64::from(n * 2 + 1), &[]).0, PASS);
+        }
     }
 
     #[test]

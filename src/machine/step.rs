@@ -26,6 +26,8 @@ pub enum Event {
     Empty,
     /// A stop signal from outside the workload.
     Stop(StopSignal),
+    /// A second INT or QUIT came before the first one was acted on.
+    Insisted(StopSignal),
     /// A detection whose action is to kill.
     Violation(Rule),
     /// The workload wrote more than it may.
@@ -300,6 +302,12 @@ impl Machine {
                 self.begin(Trigger::Terminated(signal), now);
                 self.ask(false, &mut todo, now);
             }
+            (State::Launching | State::Running, Event::Insisted(signal)) => {
+                self.interrupts = 2;
+                self.begin(Trigger::Terminated(signal), now);
+                self.kill(now, &mut todo);
+                self.note(false, &mut todo);
+            }
             (State::Launching | State::Running, Event::Violation(rule)) => {
                 self.begin(Trigger::Violation(rule), now);
                 self.kill(now, &mut todo);
@@ -325,8 +333,8 @@ impl Machine {
             (State::Terminating(_) | State::Draining { .. }, Event::Empty | Event::Ended { alone: true, .. }) => {
                 self.scrub(now, &mut todo);
             }
-            (State::Terminating(_), Event::Stop(signal)) => {
-                let again = self.count(signal);
+            (State::Terminating(_), Event::Stop(signal) | Event::Insisted(signal)) => {
+                let again = self.count(signal) || matches!(event, Event::Insisted(_));
                 let replanned = self.replan(signal, now);
                 if again || self.plan.is_some_and(|p| now >= p.kill) {
                     self.kill(now, &mut todo);
@@ -359,12 +367,12 @@ impl Machine {
                     todo.push(Action::Kill { starved: false, again: true });
                 }
             }
-            (State::Draining { .. }, Event::Stop(signal)) => {
+            (State::Draining { .. }, Event::Stop(signal) | Event::Insisted(signal)) => {
                 if self.replan(signal, now) {
                     self.note(true, &mut todo);
                 }
             }
-            (State::Scrubbing { until }, Event::Stop(signal)) => {
+            (State::Scrubbing { until }, Event::Stop(signal) | Event::Insisted(signal)) => {
                 if self.replan(signal, now)
                     && let Some(shorter) = self.plan.and_then(|p| p.scrubbed).filter(|&s| s < until)
                 {
@@ -428,6 +436,7 @@ impl Machine {
                 | Event::Ended { .. }
                 | Event::Empty
                 | Event::Stop(_)
+                | Event::Insisted(_)
                 | Event::Violation(_)
                 | Event::OutputLimit
                 | Event::Fault

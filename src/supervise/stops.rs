@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Signals taken in one turn of the loop: more than there are kinds.
 const SIGNALS_AT_ONCE: u32 = 128;
+/// As many as there are kinds; what comes meanwhile stays pending.
+const STOPS_AT_ONCE: usize = 4;
 /// Spoofed stop signals written one by one; the rest is counted.
 const SPOOFED_WRITTEN: u64 = 10;
 /// More spoofed signals than this within a second can mask a real one.
@@ -20,20 +22,46 @@ const SPOOFED_FLOOD: u64 = 100;
 
 impl Supervisor {
     pub(super) fn take_signals(&mut self) {
+        let mut stops = [None; STOPS_AT_ONCE];
         // Bounded: real-time signals queue, and a sender that never stops must not keep the loop from its deadlines.
         for _ in 0..SIGNALS_AT_ONCE {
+            let Some(free) = stops.iter().position(Option::is_none) else { break };
             let Some(signal) = self.signals.next() else { break };
             match stop_signal(signal.signal) {
-                Some(stop) => self.take_stop(stop, signal),
+                Some(stop) if self.is_from_outside(stop, signal) => {
+                    tracing::info!(signal = stop.name(), sender = signal.sender, "asked to stop");
+                    if let Some(free) = stops.get_mut(free) {
+                        *free = Some(stop);
+                    }
+                }
+                Some(stop) => self.spoofed(stop, signal),
                 // SIGCHLD only says that there may be something to reap, which the loop looks for anyway.
                 None if signal.signal == libc::SIGCHLD => {}
                 None => self.forward(signal.signal),
             }
         }
+        self.take_stops(&stops);
     }
 
-    fn take_stop(&mut self, stop: StopSignal, signal: Received) {
-        let real = match (signal.code, signal.sender) {
+    /// All that came since the last look: who does not want to wait is not made to wait for a look at the workload and a polite request.
+    fn take_stops(&mut self, stops: &[Option<StopSignal>]) {
+        let stops = || stops.iter().copied().flatten();
+        let hasty = stops().filter(|stop| matches!(stop, StopSignal::Int | StopSignal::Quit)).count();
+        if hasty > 1
+            && self.machine.trigger().is_none()
+            && let Some(first) = stops().next()
+        {
+            self.feed(Event::Insisted(first));
+            return;
+        }
+        for stop in stops() {
+            self.observe();
+            self.feed(Event::Stop(stop));
+        }
+    }
+
+    fn is_from_outside(&mut self, stop: StopSignal, signal: Received) -> bool {
+        match (signal.code, signal.sender) {
             _ if without("origin") => true,
             // From outside the PID namespace: the kubelet, docker, an outer process.
             (Code::User, 0) => true,
@@ -41,13 +69,6 @@ impl Supervisor {
             (Code::Kernel, _) => !self.pid1,
             (Code::User | Code::Tkill, sender) => self.is_an_operator(stop, sender),
             (Code::Queue | Code::Other, _) => false,
-        };
-        if real {
-            tracing::info!(signal = stop.name(), sender = signal.sender, "asked to stop");
-            self.observe();
-            self.feed(Event::Stop(stop));
-        } else {
-            self.spoofed(stop, signal);
         }
     }
 

@@ -274,10 +274,9 @@ fn abilities(
     checks.push(able("revoke_network_by_duplicate", false, duplicate));
     checks.push(able("revoke_network_by_ptrace", false, trace));
     checks.push(able("sock_diag", false, probe::sock_diag()));
-    let mut buffer = [0u8; 16];
     let counters = Proc::open().and_then(|proc_| {
-        proc_.read_following(c"loadavg", &mut buffer)?;
-        proc_.read_following(c"self/net/snmp", &mut buffer).map(drop)
+        proc_.following(c"loadavg", 256)?;
+        proc_.following(c"self/net/snmp", 256).map(drop)
     });
     checks.push(able("counters", pid1 && settings.monitoring != Monitoring::Off, counters));
     Ok(())

@@ -105,6 +105,31 @@ fn a_second_interrupt_kills_at_once() {
     assert!(seal["escalation"][1]["at_ms"].as_u64().unwrap() < 20_000, "{ran:#?}");
 }
 
+/// A supervisor that had no CPU finds both at once: whoever sent the second one is not made to wait for the first one's politeness.
+#[test]
+fn an_interrupt_and_a_quit_that_are_read_together_kill_at_once() {
+    for (signals, asked) in [(&["INT", "QUIT"][..], false), (&["INT"][..], true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (ready, polite) = (dir.path().join("ready"), dir.path().join("asked"));
+        let script = format!(
+            "trap 'touch {}; exit' TERM; touch {}; while :; do sleep 0.05; done",
+            polite.display(),
+            ready.display()
+        );
+        let began = Instant::now();
+        let child = shell(&["--soft", "30s", "--hard", "50s", "--grace", "100s"], &script).spawn().unwrap();
+        until("the workload runs", || ready.exists());
+        signal(child.id(), "STOP");
+        signals.iter().for_each(|name| signal(child.id(), name));
+        signal(child.id(), "CONT");
+        let ran = finish(child, began);
+        let seal = ran.expect(130, "terminated");
+        let rungs: Vec<_> = seal["escalation"].as_array().unwrap().iter().map(|rung| &rung["rung"]).collect();
+        assert_eq!(rungs, if asked { ["term"] } else { ["kill"] }, "{ran:#?}");
+        assert_eq!(polite.exists(), asked, "{ran:#?}");
+    }
+}
+
 #[test]
 fn a_stop_during_a_timeouts_ladder_only_shortens() {
     let began = Instant::now();
