@@ -28,6 +28,8 @@ pub type Verdict = (&'static str, Option<String>);
 #[derive(Debug, Default)]
 pub struct Tree {
     device: OnceLock<u64>,
+    /// It is no tmpfs.
+    disk: AtomicBool,
     /// The space in use before, where the file system is a tmpfs of our own: then no file has to be asked for its size.
     used: OnceLock<(u64, OwnedFd)>,
     entries: AtomicU64,
@@ -44,6 +46,12 @@ impl Tree {
     #[must_use]
     pub fn device(&self) -> u64 {
         self.device.get().copied().unwrap_or_default()
+    }
+
+    /// Whether a disk may be behind it, which likes some orders better than others.
+    #[must_use]
+    pub fn is_on_disk(&self) -> bool {
+        self.disk.load(Ordering::Relaxed)
     }
 
     /// An entry is gone, and so many bytes with it.
@@ -93,6 +101,7 @@ impl Tree {
     /// The errno of fstat(2).
     pub fn begin(&self, top: &OwnedFd, own: bool) -> Result<(), Errno> {
         let _ = self.device.set(files::device(top.as_fd())?);
+        self.disk.store(files::file_system(top.as_fd()) != libc::TMPFS_MAGIC, Ordering::Relaxed);
         if let Some(zeroed) = &self.zeroed {
             zeroed.begin(top.as_fd());
         }
@@ -165,6 +174,7 @@ pub struct Crew {
     idle: AtomicUsize,
     expired: AtomicBool,
     ended: AtomicBool,
+    roomy: AtomicBool,
     /// What became of what is no file.
     pub ipc: OnceLock<Ipc>,
     /// The trees, in the order of the targets.
@@ -196,6 +206,7 @@ impl Crew {
             idle: AtomicUsize::new(0),
             expired: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            roomy: AtomicBool::new(false),
             ipc: OnceLock::new(),
             trees,
             fresh: AtomicU64::new(seed.first_chunk().map_or(0, |b| u64::from_ne_bytes(*b)) >> 1),
@@ -234,6 +245,12 @@ impl Crew {
             self.expired.store(true, Ordering::Relaxed);
         }
         over
+    }
+
+    /// Whether the caller may have a large buffer: one worker may.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.roomy.swap(true, Ordering::Relaxed)
     }
 
     /// Whether somebody would take work, or could be hired for it.
