@@ -64,7 +64,13 @@ fn a_file_system_that_turns_read_only_half_way() {
         return;
     }
     let place = ext4();
-    let tree = make("many", &place.path(), false);
+    // Always of this size: the counting below is to be quick, and the delays are to last for longer.
+    let tree = place.path().join("tree");
+    for directory in 0..40 {
+        let directory = tree.join(format!("{directory}"));
+        std::fs::create_dir_all(&directory).unwrap();
+        (0..250).for_each(|n| std::fs::write(directory.join(format!("{n}")), "x").unwrap());
+    }
     let entries = count(&tree);
     // Slowed down, so that half-way can be met.
     let (run, path) = std::thread::scope(|scope| {
