@@ -150,9 +150,9 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         facts.enforced("supervisor_memory", outcome);
         shared.everything().under_a_quota();
     }
-    hook_panics(Arc::clone(&shared), pid1);
-
     let begun = clock::now();
+    hook_panics(Arc::clone(&shared), pid1, facts.of_a_panic(), begun);
+
     let limits = Limits {
         timeout: settings.timeout,
         grace: settings.grace,
@@ -283,7 +283,12 @@ fn private_tmp(settings: &mut Settings) -> Result<(PathBuf, std::os::fd::OwnedFd
 }
 
 /// A panic kills, seals as `supervisor_error` and exits 125: a bug of ours must not leave the workload behind.
-fn hook_panics(shared: Arc<Shared>, pid1: bool) {
+fn hook_panics(
+    shared: Arc<Shared>,
+    pid1: bool,
+    record: audit::record::EvaluationTerminated,
+    begun: machine::types::Instant,
+) {
     std::panic::set_hook(Box::new(move |info| {
         if pid1 {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
@@ -297,7 +302,7 @@ fn hook_panics(shared: Arc<Shared>, pid1: bool) {
             }
         }
         if let Ok(mut log) = shared.log.try_lock() {
-            log.seal(seal::of_a_panic(&info.to_string()), None);
+            log.seal(seal::panicked(record.clone(), begun, &info.to_string()), None);
         }
         // Last, and not for long: a reader that is stuck must keep neither the workload alive nor us.
         let line = format!("gracekeeper: internal error: {info}");

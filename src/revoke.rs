@@ -126,7 +126,7 @@ fn stop(everything: &mut Everything, until: Instant) -> bool {
             break;
         }
         if !still {
-            std::thread::sleep(pause);
+            clock::pause(pause);
             pause = (pause * 2).min(Duration::from_millis(5));
         }
     }

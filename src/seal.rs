@@ -277,6 +277,46 @@ impl Facts {
             fault: verdict.fault.to_owned(),
         }
     }
+
+    /// The seal that the panic hook writes, made before the workload runs: what nobody can know any more is left out.
+    #[must_use]
+    pub fn of_a_panic(&self) -> EvaluationTerminated {
+        let error = "supervisor_error".to_owned();
+        EvaluationTerminated {
+            reason: error.clone(),
+            status: error,
+            exit_code: 125,
+            duration: 0.0,
+            cleanup_status: "skipped".to_owned(),
+            process: EndedProcess {
+                pid: None,
+                executable: self.executable.clone(),
+                args_sha256: self.args_sha256.clone(),
+                args_count: self.args_count,
+                args: self.args.clone(),
+                start: None,
+                end: None,
+                exit_code: None,
+                signal: None,
+            },
+            risk: RiskRecord {
+                level: self.risk.to_owned(),
+                hard_limit_ms: self.limits.hard_ms,
+                effective_ms: None,
+                adjustments: Vec::new(),
+            },
+            escalation: Vec::new(),
+            detections: Vec::new(),
+            resources: Resources::default(),
+            cleanup: Cleanup { budget_ms: self.limits.scrub_budget_ms, ..Cleanup::default() },
+            output: None,
+            enforcement: BTreeMap::new(),
+            enforcement_errors: BTreeMap::new(),
+            spoofed_signals: 0,
+            errors: Vec::new(),
+            fault: "infrastructure".to_owned(),
+        }
+    }
 }
 
 /// Milliseconds since the trigger; 0 before it.
@@ -349,37 +389,12 @@ pub fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The seal that the panic hook writes: it knows little, and says so.
+/// Completes the panic's seal: what happened, and how long after `begun`.
 #[must_use]
-pub fn of_a_panic(what: &str) -> EvaluationTerminated {
-    let error = "supervisor_error".to_owned();
-    EvaluationTerminated {
-        reason: error.clone(),
-        status: error,
-        exit_code: 125,
-        duration: 0.0,
-        cleanup_status: "skipped".to_owned(),
-        process: EndedProcess {
-            pid: None,
-            executable: "unknown".to_owned(),
-            args_sha256: args_sha256(&[]),
-            args_count: 0,
-            args: None,
-            start: None,
-            end: None,
-            exit_code: None,
-            signal: None,
-        },
-        risk: RiskRecord { level: "unknown".to_owned(), hard_limit_ms: 0, effective_ms: None, adjustments: Vec::new() },
-        escalation: Vec::new(),
-        detections: Vec::new(),
-        resources: Resources::default(),
-        cleanup: Cleanup::default(),
-        output: None,
-        enforcement: BTreeMap::new(),
-        enforcement_errors: BTreeMap::new(),
-        spoofed_signals: 0,
-        errors: vec![format!("internal error: {}", what.chars().take(512).collect::<String>())],
-        fault: "infrastructure".to_owned(),
-    }
+pub fn panicked(mut seal: EvaluationTerminated, begun: Instant, what: &str) -> EvaluationTerminated {
+    let ran = clock::now().since(begun);
+    seal.duration = Duration::from_millis(millis(ran)).as_secs_f64();
+    seal.resources.wall_ms = millis(ran);
+    seal.errors.push(format!("internal error: {}", what.chars().take(512).collect::<String>()));
+    seal
 }

@@ -122,7 +122,7 @@ impl StderrSink {
                 Err(error) if matches!(errno(&error), Errno::EINTR) => {}
                 Err(error) if matches!(errno(&error), Errno::EAGAIN) && !left.is_zero() => {
                     // A pipe polls writable with one free page, which may be too little for an atomic write.
-                    std::thread::sleep(Duration::from_millis(1));
+                    clock::pause(Duration::from_millis(1));
                 }
                 Err(error) => {
                     self.torn |= rest.len() < bytes.len();

@@ -1,6 +1,7 @@
 //! The monotonic clock (clock_gettime(2)), as the machine's `Instant`.
 
 use crate::machine::types::Instant;
+use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
@@ -20,4 +21,9 @@ pub fn since_boot() -> Duration {
 #[must_use]
 pub fn now() -> Instant {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(|t| Instant(Duration::from(t))).unwrap_or_default()
+}
+
+/// Waits for about so long, less where the kernel refuses to (`std::thread::sleep` panics then): whoever waits has a deadline of its own.
+pub fn pause(duration: Duration) {
+    let _ = nix::poll::ppoll(&mut [], Some(TimeSpec::from_duration(duration)), None);
 }

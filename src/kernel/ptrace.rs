@@ -275,7 +275,7 @@ fn wait(tid: i32, until: Instant) -> Result<libc::c_int, Errno> {
         if clock::now() >= until {
             return Err(Errno::ETIMEDOUT);
         }
-        std::thread::sleep(pause);
+        clock::pause(pause);
         pause = (pause * 2).min(Duration::from_millis(1));
     }
 }

@@ -31,6 +31,35 @@ fn an_orphan_in_a_session_of_its_own() {
     });
 }
 
+/// A bug of gracekeeper's own, at a bad moment: the ladder is about to begin, and nobody has been asked to end.
+#[test]
+fn a_panic_leaves_nobody_behind_and_a_whole_record() {
+    if !able() {
+        return;
+    }
+    for place in [Pid1, Below] {
+        let run = |off| {
+            let options = ["--risk", "critical", "--job-id", "panics"];
+            Stage::new(place).options(SHORT).options(&options).run(Guard::Without(off), &["escape"])
+        };
+        let ran = run("composure");
+        assert_eq!((ran.code, ran.verified()), (125, Some(0)), "{ran:#?}");
+        assert!(ran.stderr.contains("gracekeeper: internal error: "), "{ran:#?}");
+        // `records` has held it against the schema.
+        let seal = ran.seal().unwrap();
+        assert_eq!((&seal["status"], &seal["exit_code"]), (&"supervisor_error".into(), &125.into()), "{seal:#}");
+        assert_eq!((&seal["risk"]["level"], &seal["job_id"]), (&"critical".into(), &"panics".into()), "{seal:#}");
+        assert!(seal["process"]["executable"].as_str().unwrap().ends_with("/hostile"), "{seal:#}");
+        assert!(seal["duration"].as_f64().unwrap() > 0.0, "{seal:#}");
+        assert!(seal["errors"][0].as_str().unwrap().contains("a test asked for it"), "{seal:#}");
+        assert_eq!(records(&ran.message), [seal], "{ran:#?}");
+        if place == Below {
+            assert!(!somebody_left(&ran), "{ran:#?}");
+            assert!(somebody_left(&run("composure,kill")), "control: without the kill of the panic hook");
+        }
+    }
+}
+
 #[test]
 fn names_that_mislead_a_parser() {
     if !able() {
