@@ -6,6 +6,7 @@
 
 use crate::kernel::Cause;
 use crate::kernel::clock;
+use crate::kernel::files;
 use crate::kernel::flush::Flush;
 use crate::kernel::outcome::OFF;
 use crate::machine::types::Instant;
@@ -102,9 +103,15 @@ fn answered(answer: Option<Result<(), Errno>>) -> Result<(), Cause> {
     }
 }
 
+/// A thread for its fsync, unless it is in memory, where fsync does nothing and cannot hang.
+fn flush(file: &File) -> Option<Flush> {
+    let in_memory = files::file_system(file.as_fd()) == libc::TMPFS_MAGIC;
+    if in_memory { None } else { Flush::start(file.as_fd()) }
+}
+
 /// `fsync(2)` here, or, with `until`, beside us and given up then.
 fn sync_until(file: &File, until: Option<Instant>) -> Result<(), Cause> {
-    let beside = until.and_then(|until| Some((Flush::start(file.as_fd())?, until)));
+    let beside = until.and_then(|until| Some((flush(file)?, until)));
     match beside {
         Some((flush, until)) => answered(flush.wait(until)),
         None => file.sync_all().map_err(refused("fsync")),
@@ -177,7 +184,7 @@ impl AuditSink {
     }
 
     /// `fsync(2)`, which nobody waits for: the kill must not come late because a disk is slow. Where there is no thread for it
-    /// (pids limit, memory) it is done here.
+    /// (pids limit, memory), or nothing to wait for, it is done here.
     ///
     /// # Errors
     /// What was refused, where it was done here.
@@ -185,7 +192,7 @@ impl AuditSink {
         if without("beside") {
             return self.sync();
         }
-        self.flushing = Flush::start(self.file.as_fd());
+        self.flushing = flush(&self.file);
         if self.flushing.is_some() { Ok(()) } else { self.sync() }
     }
 
