@@ -183,7 +183,7 @@ fn scrubbed(tree: &Path) -> Took {
         Target { path: tree.to_owned(), source: Source::Path, at_hand: false, own_tmpfs: tree.starts_with("/dev/shm") };
     let cpu = cpu(UsageWho::RUSAGE_SELF);
     let began = Instant::now();
-    let job = job::start(vec![target], None, clock::now().plus(Duration::from_secs(120)), ScrubMode::Delete);
+    let job = job::start(vec![target], None, clock::now().plus(Duration::from_secs(120)), ScrubMode::Delete, false);
     while !job.is_done() {
         poll(&mut [PollFd::new(job.fd().unwrap(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
     }

@@ -205,11 +205,11 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
                 spawn::set_group(child.pid);
             }
             // While it confines itself; it is held before its exec.
-            supervisor.facts.baseline = supervise::counters(pid1, &supervisor.shared.everything()).map(|counters| {
-                // The command counts as created.
-                let before = u64::try_from(child.pid).ok().map(|pid| pid.saturating_sub(1));
-                counters::Counters { last_pid: counters.last_pid.and(before), ..counters }
-            });
+            let counters = {
+                let everything = supervisor.shared.everything();
+                everything.proc_().filter(|_| pid1).map(|proc_| counters::Counters::before(proc_, child.pid))
+            };
+            supervisor.facts.baseline = counters;
             supervisor.watch.baseline(supervisor.facts.baseline.as_ref());
             supervisor.before = pid1.then(scrub::leftovers::Before::look);
             // Before the workload has used up the quota: a CPU that the supervisor has just come to has no time left over.
@@ -289,10 +289,12 @@ fn hook_panics(
     record: audit::record::EvaluationTerminated,
     begun: machine::types::Instant,
 ) {
+    // Its own: the panic may come while the other one is held.
+    let spare = (!pid1).then(|| Mutex::new(shared.everything().spare()));
     std::panic::set_hook(Box::new(move |info| {
         if pid1 {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
-        } else if let Ok(mut everything) = shared.everything.try_lock() {
+        } else if let Some(Ok(mut everything)) = spare.as_ref().map(Mutex::try_lock) {
             let began = clock::now();
             // Bounded: a child that cannot be killed must not keep the seal back.
             while everything.signal(Signal::SIGKILL).is_some_and(|n| n > 0)

@@ -139,6 +139,12 @@ impl Facts {
         self.peak = self.peak.max(alive);
     }
 
+    /// Whether anybody was ever counted.
+    #[must_use]
+    pub const fn has_peak(&self) -> bool {
+        self.peak.is_some()
+    }
+
     /// What the kernel's counters say since the start.
     #[must_use]
     pub fn counted(&self, proc_: Option<&Proc>) -> Counters {

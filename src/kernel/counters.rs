@@ -26,6 +26,14 @@ impl Counters {
         Self::read_but(proc_, |_| None)
     }
 
+    /// What there is before the process `first` runs, the newest one: it counts as created, and nobody has to be asked for the number
+    /// before its own.
+    #[must_use]
+    pub fn before(proc_: &Proc, first: i32) -> Self {
+        let last_pid = u64::try_from(first).ok().map(|pid| pid.saturating_sub(1));
+        Self { last_pid, ..Self::network(proc_, |_| None) }
+    }
+
     /// What was counted since `earlier`, read now. Where nothing left by an interface there was no attempt (see `since`), and the
     /// protocols' tables, which cost more than everything else here, are not asked.
     #[must_use]
@@ -36,15 +44,19 @@ impl Counters {
 
     /// Reads them; the attempts only where `known`, told what was sent, does not know them.
     fn read_but(proc_: &Proc, known: impl Fn(Option<u64>) -> Option<u64>) -> Self {
-        let text = |path: &std::ffi::CStr| Some(lossy(&proc_.following(path, MOST).ok()?));
-        let last_pid = text(c"loadavg").and_then(|t| t.split_ascii_whitespace().nth(4)?.parse().ok());
-        let bytes_sent = text(c"net/dev").and_then(|t| sent(&t));
+        let loadavg = text(proc_, c"loadavg");
+        let last_pid = loadavg.and_then(|t| t.split_ascii_whitespace().nth(4)?.parse().ok());
+        Self { last_pid, ..Self::network(proc_, known) }
+    }
+
+    fn network(proc_: &Proc, known: impl Fn(Option<u64>) -> Option<u64>) -> Self {
+        let bytes_sent = text(proc_, c"net/dev").and_then(|t| sent(&t));
         let network_attempts = known(bytes_sent).or_else(|| {
-            let attempts = text(c"net/snmp").and_then(|t| snmp(&t));
-            let attempts6 = text(c"net/snmp6").and_then(|t| snmp6(&t)).unwrap_or(0);
+            let attempts = text(proc_, c"net/snmp").and_then(|t| snmp(&t));
+            let attempts6 = text(proc_, c"net/snmp6").and_then(|t| snmp6(&t)).unwrap_or(0);
             attempts.map(|a| a.saturating_add(attempts6))
         });
-        Self { last_pid, bytes_sent, network_attempts }
+        Self { last_pid: None, bytes_sent, network_attempts }
     }
 
     /// What was counted since `earlier`. A counter that ran backwards (wrapped, or another namespace's) is `None`.
@@ -66,6 +78,10 @@ impl Counters {
             },
         }
     }
+}
+
+fn text(proc_: &Proc, path: &std::ffi::CStr) -> Option<String> {
+    Some(lossy(&proc_.following(path, MOST).ok()?))
 }
 
 fn sent(text: &str) -> Option<u64> {

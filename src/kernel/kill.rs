@@ -79,6 +79,22 @@ impl Everything {
         Ok(everything)
     }
 
+    /// Another one, for whoever cannot wait until this one is free: it knows the same strangers.
+    #[must_use]
+    pub fn spare(&self) -> Self {
+        Self {
+            pid1: self.pid1,
+            myself: self.myself,
+            proc_: Proc::open().ok(),
+            strangers: self.strangers.clone(),
+            table: Vec::new(),
+            found: Vec::new(),
+            weary_until: Instant::default(),
+            patience: self.patience,
+            pressure: None,
+        }
+    }
+
     /// Whether the memory limit is used up, so that nothing but the kill can be afforded (as PID 1).
     #[must_use]
     pub fn is_pressed(&self) -> bool {

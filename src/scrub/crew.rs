@@ -11,6 +11,7 @@ use super::zero::Zeroed;
 use crate::audit::record::Ipc;
 use crate::kernel::{clock, files};
 use crate::machine::types::Instant;
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use std::ffi::{CStr, CString};
@@ -194,8 +195,14 @@ impl Crew {
             .iter()
             .map(|t| Arc::new(Tree { itself: itself(t), zeroed: zero.then(Zeroed::default), ..Tree::default() }))
             .collect();
-        // The stack's top is its end: the first target first.
-        let work = targets.into_iter().enumerate().rev().map(|(i, target)| Work::Open(i, target)).collect();
+        // The stack's top is its end: the first target first, and those in memory before those on a disk. They may be what has used up
+        // the memory limit, and everything else needs some.
+        let (memory, disk): (Vec<_>, Vec<_>) = targets
+            .into_iter()
+            .enumerate()
+            .rev()
+            .partition(|(_, t)| (t.own_tmpfs || t.at_hand) && !without("memory_first"));
+        let work = disk.into_iter().chain(memory).map(|(i, target)| Work::Open(i, target)).collect();
         let seed = crate::kernel::random::sixteen_bytes().unwrap_or_default();
         Self {
             stack: Mutex::new(Stack { work, busy: 0 }),

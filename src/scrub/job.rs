@@ -29,16 +29,21 @@ pub struct Job {
 }
 
 /// Starts the scrub of `targets` and of what is no file but was not there `before`, to stop at `until`: one worker for each whole
-/// CPU that may be used. Without a thread (no memory, pids limit) it runs at once, here.
+/// CPU that may be used, one with small buffers where it is `crowded` (the memory limit is used up). Without a thread (no memory, pids
+/// limit) it runs at once, here.
 #[must_use]
-pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode: ScrubMode) -> Job {
+pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode: ScrubMode, crowded: bool) -> Job {
     let began = clock::now();
     let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).ok();
     // Without a descriptor to wait on, the loop could not learn of the end.
     let beside = done.is_some();
     let paths = targets.iter().map(|t| t.path.clone()).collect();
-    let most = usize::try_from((cpu::available() / 1000).clamp(1, WORKERS)).unwrap_or(1);
+    let most = if crowded { 1 } else { usize::try_from((cpu::available() / 1000).clamp(1, WORKERS)).unwrap_or(1) };
     let crew = Arc::new(Crew::new(targets, until, most, mode == ScrubMode::Zero, done));
+    if crowded {
+        // Then nobody else has it.
+        let _ = crew.has_room();
+    }
     // First: it takes a few calls, and no tree can hold it up.
     crew.push(before.map(Work::Leftovers));
     if !crew.glance() && (!beside || !crew.hire()) {

@@ -157,16 +157,19 @@ impl<'a> Worker<'a> {
             if !full
                 || self.crew.is_over()
                 || !(node.tree.is_on_disk() && self.grow())
-                || self.buffer.len() - filled < LONGEST
+                || self.buffer.len() - filled < BUFFER
             {
                 return (filled, !full);
             }
         }
     }
 
-    /// A large buffer, if nobody else has it.
+    /// A large buffer, if nobody else has it and there is memory for it.
     fn grow(&mut self) -> bool {
-        if self.buffer.len() == BUFFER && self.crew.has_room() {
+        if self.buffer.len() == BUFFER
+            && self.crew.has_room()
+            && self.buffer.try_reserve_exact(LARGE.saturating_sub(BUFFER)).is_ok()
+        {
             self.buffer.resize(LARGE, 0);
         }
         self.buffer.len() > BUFFER

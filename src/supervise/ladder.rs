@@ -56,7 +56,8 @@ impl Supervisor {
                 self.killed();
                 // Nothing of the workload is left; operators' processes go with the namespace.
                 let targets = std::mem::take(&mut self.targets);
-                self.scrub = Some(job::start(targets, self.before.take(), until, self.scrub_mode));
+                let crowded = self.shared.everything().is_pressed() && !without("memory_first");
+                self.scrub = Some(job::start(targets, self.before.take(), until, self.scrub_mode, crowded));
                 if let Some(relay) = &mut self.relay {
                     relay.drain(clock::now());
                 }
@@ -92,7 +93,7 @@ impl Supervisor {
         let until = now.plus((until.since(now) / 2).min(REVOKE_AT_MOST));
         let mut done = revoke::revoke(&mut self.shared.everything(), until);
         if self.pid1 {
-            let (count, bytes) = sockdiag::orphans();
+            let (count, bytes) = sockdiag::orphans(self.shared.everything().proc_());
             done.orphans(count, bytes);
         }
         let frozen = done.frozen();
@@ -135,6 +136,10 @@ impl Supervisor {
             killing.survivors = left;
             // Those that are left were signalled too; how many, nobody knows where they cannot be counted.
             killing.signalled = killing.signalled.zip(left).map(|(reaped, left)| reaped.saturating_add(left));
+            if !self.facts.has_peak() {
+                // Killed before anybody looked: so many there were at once.
+                self.facts.peak(killing.signalled);
+            }
             self.escalated(killing);
         }
     }

@@ -8,7 +8,6 @@ mod stops;
 use crate::audit::log::Log;
 use crate::audit::record::Escalation;
 use crate::confine;
-use crate::kernel::counters::Counters;
 use crate::kernel::kill::Everything;
 use crate::kernel::outcome::Outcome;
 use crate::kernel::reap::{self, Reaped};
@@ -301,12 +300,6 @@ impl Supervisor {
         let _ = kill(group, Signal::SIGCONT);
         self.shared.everything().resume(&paused);
     }
-}
-
-/// The kernel's counters, where they are the workload's: as PID 1.
-#[must_use]
-pub fn counters(pid1: bool, everything: &Everything) -> Option<Counters> {
-    everything.proc_().filter(|_| pid1).map(Counters::read)
 }
 
 /// Records one outcome by name.

@@ -34,7 +34,11 @@ impl Supervisor {
                         *free = Some(stop);
                     }
                 }
-                Some(stop) => self.spoofed(stop, signal),
+                Some(stop) => {
+                    // What is real does not wait for what is not.
+                    self.take_stops(&std::mem::take(&mut stops));
+                    self.spoofed(stop, signal);
+                }
                 // SIGCHLD only says that there may be something to reap, which the loop looks for anyway.
                 None if signal.signal == libc::SIGCHLD => {}
                 None => self.forward(signal.signal),

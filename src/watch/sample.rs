@@ -277,8 +277,9 @@ impl Watch {
     }
 
     /// The sockets that listen and those that are being connected. The kernel finds the second kind by a walk over the table of all
-    /// connections, of whatever namespace (0.7 ms for the table of a machine of 24 GB, an empty one too); who opens a connection is
-    /// counted first, so while the count is what it was there are none.
+    /// connections, of whatever namespace (0.7 ms for the table of a machine of 24 GB, an empty one too). Each first SYN that leaves is
+    /// counted, so while the count is what it was there is nobody new; a socket that is caught before its SYN left (or that waits for
+    /// its first write, TCP_FASTOPEN_CONNECT) moves the count later.
     fn sockets(&mut self, attempts: Option<u64>) -> Option<Vec<Socket>> {
         if attempts.is_some() && attempts == self.quiet {
             return sockdiag::tcp(&[state::LISTEN]).ok();

@@ -44,6 +44,18 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
                 }
             }
         }
+        // memory-kept DISK MEMORY: many files on the one, and on the other as much as the limit allows: it stays when we are dead.
+        "memory-kept" => {
+            let [disk, memory] = args else { return None };
+            for n in 0..8000 {
+                if let Err(errno) = io(std::fs::write(format!("{disk}/{n}"), "")) {
+                    return Some(Err(errno));
+                }
+            }
+            loop {
+                let _ = attack("fill", std::slice::from_ref(memory));
+            }
+        }
         // pids: as many as there may be, and they stay.
         "pids" => {
             loop {

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Runs the binary and returns the most memory it ever had, in KiB: VmHWM of proc_pid_status(5), looked at until it ends. Not
-/// ru_maxrss, in which the kernel counts what this process had when it forked.
-fn peak_of(tree: &Path) -> i64 {
+/// ru_maxrss, in which the kernel counts what this process had when it forked. `None` where it was over before it was looked at twice.
+fn peak_of(tree: &Path) -> Option<i64> {
     let mut command = Command::new(super::support::BINARY);
     command.args(["--scrub-budget", "50s", "--scrub"]).arg(tree).args(["--", "true"]);
     command.env("TMPDIR", tree.parent().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -20,9 +20,9 @@ fn peak_of(tree: &Path) -> i64 {
         peak = peak.max(now.unwrap_or(0));
         looks += 1;
     }
-    assert!(child.wait().unwrap().success() && looks > 1 && peak > 0);
+    assert!(child.wait().unwrap().success());
     assert_eq!(std::fs::read_dir(tree).unwrap().count(), 0);
-    peak
+    (looks > 1 && peak > 0).then_some(peak)
 }
 
 #[test]
@@ -30,10 +30,10 @@ fn at_most_four_mebibytes_for_any_tree() {
     let place = tmpfs();
     let empty = place.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
-    let without = (0..5).map(|_| peak_of(&empty)).min().unwrap();
+    let without = (0..100).filter_map(|_| peak_of(&empty)).take(5).min().unwrap();
     for shape in ["many", "flat", "deep", "wide", "names"] {
         let tree = make(shape, &place.path(), false);
-        let more = peak_of(&tree) - without;
+        let more = peak_of(&tree).expect("it takes long enough") - without;
         println!("{shape}: {more} KiB more than for an empty directory");
         assert!(more <= 4096, "{shape}: {more} KiB");
     }
@@ -43,7 +43,7 @@ fn at_most_four_mebibytes_for_any_tree() {
         let tree = place.path().join("flat");
         std::fs::create_dir(&tree).unwrap();
         (0..60_000).for_each(|n| std::fs::write(tree.join(format!("{n:0length$}")), "").unwrap());
-        let more = peak_of(&tree) - without;
+        let more = peak_of(&tree).expect("it takes long enough") - without;
         println!("60,000 names of {length} bytes on {}: {more} KiB more than for an empty directory", place.name);
         assert!(more <= 4096, "{length}: {more} KiB");
         std::fs::remove_dir(&tree).unwrap();

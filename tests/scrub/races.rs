@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 fn started(tree: &Path, budget: Duration) -> Job {
     let target = Target { path: tree.to_owned(), source: Source::Path, at_hand: false, own_tmpfs: false };
-    job::start(vec![target], None, clock::now().plus(budget), ScrubMode::Delete)
+    job::start(vec![target], None, clock::now().plus(budget), ScrubMode::Delete, false)
 }
 
 fn ended(job: &Job) {

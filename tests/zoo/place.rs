@@ -241,7 +241,7 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 13] = [
+    const NOT: [&str; 14] = [
         "origin",
         "flood",
         "foreground",
@@ -254,6 +254,7 @@ fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
         "kill",
         "last_bracket",
         "own_tree",
+        "memory_first",
         "environment",
     ];
     list.iter().flat_map(|item| item.split(',')).filter(|name| !NOT.contains(name) && !name.is_empty()).collect()

@@ -102,6 +102,35 @@ fn memory() {
     assert_eq!(seal["enforcement"]["oom_score_adj"], "degraded", "{seal:#}");
 }
 
+/// What is in a memory volume stays when everybody is dead, and the scrub needs memory too: with the limit used up PID 1 is the only
+/// one that the OOM killer can take. So what is in memory goes first.
+#[test]
+fn memory_that_outlives_the_workload() {
+    let Some(image) = Image::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+    let disk = format!("--volume={}:/disk", dir.path().display());
+    let memory = "--tmpfs=/memory:mode=1777,size=100m";
+    let flags = ["--memory=48m", "--memory-swap=48m", &disk, memory, "--env=SCRUB_PATHS=/disk:/memory"];
+    let sealed = |guard| {
+        let (code, _, stderr) = image.run(&flags, guard, &["memory-kept", "/disk", "/memory"]);
+        for left in std::fs::read_dir(dir.path()).unwrap() {
+            std::fs::remove_file(left.unwrap().path()).unwrap();
+        }
+        assert_eq!(code, Some(137), "the workload or PID 1 is taken: {stderr}");
+        let seal = records(&stderr).pop().filter(|record| record["event"] == "evaluation_terminated");
+        seal.inspect(|seal| assert_eq!(seal["process"]["signal"], "SIGKILL", "{seal:#}"))
+    };
+    assert!((0..8).any(|_| sealed(Guard::Without("memory_first")).is_none()), "control: sealed eight times");
+    for _ in 0..5 {
+        let seal = sealed(Guard::Full).expect("PID 1 was taken");
+        let path =
+            |name: &str| seal["cleanup"]["paths"].as_array().unwrap().iter().find(|p| p["path"] == name).unwrap();
+        assert_eq!(path("/memory")["status"], "complete", "{seal:#}");
+        assert!(path("/disk")["entries_removed"].as_u64().unwrap() > 0, "{seal:#}");
+    }
+}
+
 /// `guard` leaves /proc writable, so that the workload can lower its score again: known, and recorded as `degraded`. What was
 /// written before it is safe. `confined` does not.
 #[test]
