@@ -485,15 +485,12 @@ impl Machine {
         todo.push(Action::Announce { replanned });
     }
 
-    /// Whether this is a second INT or QUIT: somebody at a terminal is out of patience.
+    /// Whether this is a second INT or QUIT.
     const fn count(&mut self, signal: StopSignal) -> bool {
-        match signal {
-            StopSignal::Int | StopSignal::Quit => {
-                self.interrupts = self.interrupts.saturating_add(1);
-                self.interrupts > 1
-            }
-            StopSignal::Term | StopSignal::Hup => false,
+        if signal.is_impatient() {
+            self.interrupts = self.interrupts.saturating_add(1);
         }
+        signal.is_impatient() && self.interrupts > 1
     }
 
     /// An outside signal during a ladder starts the outside clock once; whether anything changed. A repeated signal

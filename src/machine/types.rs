@@ -42,6 +42,12 @@ pub enum StopSignal {
 }
 
 impl StopSignal {
+    /// Whether a second one means "now": somebody at a terminal is out of patience.
+    #[must_use]
+    pub const fn is_impatient(self) -> bool {
+        matches!(self, Self::Int | Self::Quit)
+    }
+
     /// The signal's number, the same on every Linux architecture.
     #[must_use]
     pub const fn number(self) -> u8 {

@@ -254,9 +254,9 @@ impl Crew {
         over
     }
 
-    /// Whether the caller may have a large buffer: one worker may.
+    /// Whether the caller may have a large buffer: who asks first may, and nobody after.
     #[must_use]
-    pub fn has_room(&self) -> bool {
+    pub fn claim_room(&self) -> bool {
         !self.roomy.swap(true, Ordering::Relaxed)
     }
 

@@ -42,7 +42,7 @@ pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode:
     let crew = Arc::new(Crew::new(targets, until, most, mode == ScrubMode::Zero, done));
     if crowded {
         // Then nobody else has it.
-        let _ = crew.has_room();
+        let _ = crew.claim_room();
     }
     // First: it takes a few calls, and no tree can hold it up.
     crew.push(before.map(Work::Leftovers));

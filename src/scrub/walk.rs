@@ -167,7 +167,7 @@ impl<'a> Worker<'a> {
     /// A large buffer, if nobody else has it and there is memory for it.
     fn grow(&mut self) -> bool {
         if self.buffer.len() == BUFFER
-            && self.crew.has_room()
+            && self.crew.claim_room()
             && self.buffer.try_reserve_exact(LARGE.saturating_sub(BUFFER)).is_ok()
         {
             self.buffer.resize(LARGE, 0);

@@ -50,8 +50,7 @@ impl Supervisor {
     /// All that came since the last look: who does not want to wait is not made to wait for a look at the workload and a polite request.
     fn take_stops(&mut self, stops: &[Option<StopSignal>]) {
         let stops = || stops.iter().copied().flatten();
-        let hasty = stops().filter(|stop| matches!(stop, StopSignal::Int | StopSignal::Quit)).count();
-        if hasty > 1
+        if stops().filter(|stop| stop.is_impatient()).count() > 1
             && self.machine.trigger().is_none()
             && let Some(first) = stops().next()
         {

@@ -88,6 +88,28 @@ fn zombies_of_strangers_are_reaped() {
     });
 }
 
+/// As `laptop::an_interrupt_and_a_quit_that_are_read_together_kill_at_once`, which has the control.
+#[test]
+fn an_interrupt_and_a_quit_at_once() {
+    both(|unprivileged| {
+        let dir = log_dir();
+        let m = marker();
+        let began = Instant::now();
+        let words =
+            ["--soft", "30s", "--hard", "50s", "--grace", "100s", "--", "sh", "-c", &format!("trap '' INT; sleep {m}")];
+        let child = pid1(dir.path(), unprivileged, &words).spawn().unwrap();
+        until("the workload runs", || !marked(&m).is_empty());
+        let inner = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+        let inner = inner.trim().parse().unwrap();
+        ["STOP", "INT", "QUIT", "CONT"].iter().for_each(|name| signal(inner, name));
+        let ran = finish(child, began);
+        assert_eq!(ran.code(), Some(130), "{ran:#?}");
+        let records = records(&audit(&dir));
+        let rungs = records.last().unwrap()["escalation"].as_array().unwrap();
+        assert!(rungs.len() == 1 && rungs[0]["rung"] == "kill", "{rungs:#?}");
+    });
+}
+
 #[test]
 fn a_stop_from_outside_and_not_from_inside() {
     both(|unprivileged| {
