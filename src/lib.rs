@@ -297,10 +297,17 @@ fn hook_panics(
         } else if let Some(Ok(mut everything)) = spare.as_ref().map(Mutex::try_lock) {
             let began = clock::now();
             // Bounded: a child that cannot be killed must not keep the seal back.
-            while everything.signal(Signal::SIGKILL).is_some_and(|n| n > 0)
-                && clock::now().since(began) < std::time::Duration::from_secs(1)
-            {
-                while matches!(kernel::reap::next(), Ok(Some(_))) {}
+            while clock::now().since(began) < std::time::Duration::from_secs(1) {
+                everything.signal(Signal::SIGKILL);
+                let alone = loop {
+                    match kernel::reap::next() {
+                        Ok(Some(_)) => {}
+                        last => break last.is_err(),
+                    }
+                };
+                if alone || everything.is_gone() {
+                    break;
+                }
             }
         }
         if let Ok(mut log) = shared.log.try_lock() {

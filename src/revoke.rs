@@ -56,6 +56,7 @@ impl Frozen {
     pub fn keep(&mut self, everything: &mut Everything) {
         if !self.all {
             let Some(proc_) = everything.proc_() else { return };
+            // SIGCONT is for all threads: one of them shows it.
             self.all =
                 self.who.iter().any(|who| proc_.stat(who.pid).is_ok_and(|s| s.start == who.start && !is_still(&s)));
         }
@@ -108,6 +109,12 @@ const fn is_still(stat: &Stat) -> bool {
     matches!(stat.state, b'T' | b't' | b'D' | b'Z' | b'X' | b'x')
 }
 
+/// One thread may be kept from the stop of the others, or not have come to it: by a tracer, or in a call it is still making.
+fn threads_are_still(proc_: Option<&Proc>, stat: &Stat, until: Instant) -> bool {
+    stat.threads <= 1
+        || proc_.is_some_and(|p| p.each_thread(stat.pid, |thread| is_still(thread) && clock::now() < until))
+}
+
 /// Stops everything: until two looks in a row find the same processes and all of them still. A process that was forked
 /// between two looks was forked by one that was running then.
 fn stop(everything: &mut Everything, until: Instant) -> bool {
@@ -115,9 +122,9 @@ fn stop(everything: &mut Everything, until: Instant) -> bool {
     let mut pause = Duration::from_micros(200);
     for _ in 0..LOOKS {
         everything.signal(Signal::SIGSTOP);
-        let Some(members) = everything.members() else { return false };
+        let Some(members) = everything.members().map(<[Stat]>::to_vec) else { return false };
         let seen: BTreeSet<Identity> = members.iter().map(Stat::identity).collect();
-        let still = members.iter().all(is_still);
+        let still = members.iter().all(|stat| is_still(stat) && threads_are_still(everything.proc_(), stat, until));
         if still && before.as_ref() == Some(&seen) {
             return true;
         }
@@ -144,7 +151,7 @@ fn let_go(everything: &mut Everything, frozen: &mut Frozen) {
     let Some(members) = everything.members().map(<[Stat]>::to_vec) else { return };
     let Some(proc_) = everything.proc_() else { return };
     // A tracer can keep the stop from what it traces, so it stays stopped as well.
-    let tracers: Vec<i32> = frozen.who.iter().filter_map(|who| tracer(proc_, who.pid)).collect();
+    let tracers: Vec<i32> = frozen.who.iter().flat_map(|who| tracers(proc_, who.pid)).collect();
     frozen.who.extend(members.iter().filter(|s| tracers.contains(&s.pid)).map(Stat::identity));
     for stat in members.iter().filter(|s| !frozen.who.contains(&s.identity())) {
         // Gone meanwhile is as good.
@@ -152,13 +159,19 @@ fn let_go(everything: &mut Everything, frozen: &mut Frozen) {
     }
 }
 
-/// Who traces a process (proc_pid_status(5), TracerPid).
-fn tracer(proc_: &Proc, pid: i32) -> Option<i32> {
-    let path = std::ffi::CString::new(format!("{pid}/status")).ok()?;
-    let mut text = [0u8; 4096];
-    let n = proc_.read(&path, &mut text).ok()?;
-    let text = String::from_utf8_lossy(text.get(..n)?);
-    text.lines().find_map(|l| l.strip_prefix("TracerPid:"))?.trim().parse().ok().filter(|&pid: &i32| pid > 0)
+/// Who traces the threads of a process (proc_pid_status(5), TracerPid).
+fn tracers(proc_: &Proc, pid: i32) -> BTreeSet<i32> {
+    let mut found = BTreeSet::new();
+    // One that is gone is traced by nobody.
+    let _ = proc_.each_number(&format!("{pid}/task"), |tid| {
+        let mut text = [0u8; 4096];
+        let path = std::ffi::CString::new(format!("{pid}/task/{tid}/status")).unwrap_or_default();
+        let n = proc_.read(&path, &mut text).unwrap_or(0);
+        let text = String::from_utf8_lossy(text.get(..n).unwrap_or_default());
+        let tracer = text.lines().find_map(|l| l.strip_prefix("TracerPid:")).and_then(|n| n.trim().parse().ok());
+        found.extend(tracer.filter(|&pid: &i32| pid > 0));
+    });
+    found
 }
 
 /// Whether there was anything to cut, and whether everything could be seen.
@@ -241,15 +254,16 @@ impl Revoked {
     }
 
     fn cut_thread(&mut self, proc_: &Proc, pid: i32, tid: i32, done: &mut HashSet<u64>) -> Result<(), Errno> {
-        let mut left = sockets::outside(proc_, pid, tid)?;
+        let mut left = match sockets::outside(proc_, pid, tid) {
+            // One that has ended has given its table back, and what is left of it is shown as root's.
+            Err(Errno::EACCES) if proc_.thread_ended(pid, tid) => return Ok(()),
+            found => found?,
+        };
         left.retain(|found| !done.contains(&found.inode));
         if left.is_empty() {
             return Ok(());
         }
-        // pidfd_getfd names a process: the table of its leader.
-        if pid == tid
-            && let Ok(process) = kill::pidfd(pid)
-        {
+        if let Ok(process) = kill::pidfd_of_thread(pid, tid) {
             left.retain(|found| {
                 let cut = sockets::duplicate(process.as_fd(), found.fd).and_then(|socket| sockets::cut(socket.as_fd()));
                 match cut {

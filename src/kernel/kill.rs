@@ -25,6 +25,8 @@ pub struct Everything {
     strangers: HashSet<Identity>,
     table: Vec<Stat>,
     found: Vec<Stat>,
+    /// How many of the workload the last look at everybody found dead (not PID 1).
+    dead: usize,
     /// No walk over `/proc` before this: the last one took too long.
     weary_until: Instant,
     patience: Duration,
@@ -50,6 +52,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const PATIENCE_UNDER_A_QUOTA: Duration = Duration::from_millis(8);
 /// So many alive are many, whatever the others are.
 const MANY: usize = 64;
+/// Looks for somebody who is left before he is taken to be there: each only because somebody died since the last.
+const LOOKS: u32 = 8;
 /// How long it is then left alone.
 const REST: Duration = Duration::from_secs(2);
 
@@ -67,6 +71,7 @@ impl Everything {
             strangers: HashSet::new(),
             table: Vec::new(),
             found: Vec::new(),
+            dead: 0,
             weary_until: Instant::default(),
             patience: PATIENCE,
             pressure: if pid1 && !without("pressure") { Pressure::open() } else { None },
@@ -89,6 +94,7 @@ impl Everything {
             strangers: self.strangers.clone(),
             table: Vec::new(),
             found: Vec::new(),
+            dead: 0,
             weary_until: Instant::default(),
             patience: self.patience,
             pressure: None,
@@ -126,6 +132,25 @@ impl Everything {
             return None;
         }
         self.find().then_some(&self.found)
+    }
+
+    /// Whether nobody of the workload is left, where the kernel does not say so because there are others (not PID 1).
+    ///
+    /// That one pass finds nobody alive is not enough: one that is listed may fork and be dead when it is looked at, and its child
+    /// was not there when the names were. That child is there for the next pass, and as long as nobody reaps, the dead only become
+    /// more: the second of two passes that find as many of them has missed nobody.
+    pub fn is_gone(&mut self) -> bool {
+        let mut dead = 0;
+        for _ in 0..LOOKS {
+            if self.pid1 || !self.find() || !self.found.is_empty() {
+                return false;
+            }
+            if self.dead == dead || without("second_look") {
+                return true;
+            }
+            dead = self.dead;
+        }
+        false
     }
 
     /// How many of the workload are alive; `None` where they cannot be listed.
@@ -260,6 +285,7 @@ impl Everything {
     fn find(&mut self) -> bool {
         self.table.clear();
         self.found.clear();
+        self.dead = 0;
         let Some(proc_) = &self.proc_ else { return false };
         let until = self.pid1.then(|| clock::used() + self.patience);
         let whole = proc_.each_pid(|pid| {
@@ -285,7 +311,9 @@ impl Everything {
                     continue;
                 }
                 next.push(stat.pid);
-                if !stat.is_dead() {
+                if stat.is_dead() {
+                    self.dead += 1;
+                } else {
                     self.found.push(*stat);
                 }
             }
@@ -333,8 +361,21 @@ pub fn send(proc_: &Proc, who: Identity, signal: Signal) -> Result<(), Errno> {
 /// # Errors
 /// `ESRCH`, `ENOSYS`, `EMFILE` as the manual page says.
 pub fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
+    pidfd_open(pid, 0)
+}
+
+/// A descriptor for one thread of a process, so that pidfd_getfd(2) finds that thread's descriptor table: of the main thread it
+/// is the process's, else it takes PIDFD_THREAD (pidfd_open(2), Linux 6.9).
+///
+/// # Errors
+/// As `pidfd`; `EINVAL` where the kernel does not know the flag.
+pub fn pidfd_of_thread(pid: i32, tid: i32) -> Result<OwnedFd, Errno> {
+    pidfd_open(tid, if pid == tid { 0 } else { libc::PIDFD_THREAD })
+}
+
+fn pidfd_open(id: i32, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
     // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0u32) })?;
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
     let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel just gave us this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

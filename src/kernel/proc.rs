@@ -46,6 +46,8 @@ pub struct Stat {
     pub start: u64,
     /// Resident set in pages (field 24).
     pub rss_pages: u64,
+    /// A thread of it that is there: its main thread, whose number is the process's, or another one where that has ended.
+    pub thread: i32,
 }
 
 impl Stat {
@@ -76,12 +78,31 @@ impl Stat {
         let threads = number(fields.nth(4)?)?;
         let start = number(fields.nth(1)?)?;
         let rss_pages = number::<i64>(fields.nth(1)?)?.max(0).cast_unsigned();
-        Some(Self { pid, name, name_len, state, ppid, pgrp, session, utime, stime, threads, start, rss_pages })
+        Some(Self {
+            pid,
+            name,
+            name_len,
+            state,
+            ppid,
+            pgrp,
+            session,
+            utime,
+            stime,
+            threads,
+            start,
+            rss_pages,
+            thread: pid,
+        })
     }
 
-    /// Whether it has ended and only waits to be reaped.
+    /// Whether it has ended and only waits to be reaped. A process whose main thread has ended is shown as a zombie as long as
+    /// its other threads go on (proc_pid_stat(5) gives the main thread's state), and is none.
     #[must_use]
-    pub const fn is_dead(&self) -> bool {
+    pub fn is_dead(&self) -> bool {
+        self.has_ended() && (self.threads <= 1 || without("headless"))
+    }
+
+    const fn has_ended(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x')
     }
 
@@ -127,17 +148,50 @@ impl Proc {
         &self.root
     }
 
-    /// Reads `/proc/PID/stat`.
+    /// Reads `/proc/PID/stat`; the state and the memory of a process whose main thread has ended are those of another thread.
     ///
     /// # Errors
     /// `ENOENT` or `ESRCH` where there is no such process (any more), `EINVAL` where the text is not what
     /// proc_pid_stat(5) says.
     pub fn stat(&self, pid: i32) -> Result<Stat, Errno> {
-        let mut path = [0u8; 24];
-        let path = pid_path(&mut path, pid, b"/stat").ok_or(Errno::EINVAL)?;
+        let mut stat = self.stat_of(format_args!("{pid}/stat"))?;
+        if stat.has_ended() && !stat.is_dead() {
+            // Where none can be read it stays a process that is there, and in no state that counts as stopped.
+            stat.state = b'?';
+            self.each_thread(pid, |thread| {
+                if thread.has_ended() {
+                    return true;
+                }
+                (stat.state, stat.rss_pages, stat.thread) = (thread.state, thread.rss_pages, thread.pid);
+                false
+            });
+        }
+        Ok(stat)
+    }
+
+    /// Whether the thread has ended, and is only still shown: a main thread before the others, or one that its tracer is to wait for.
+    #[must_use]
+    pub fn thread_ended(&self, pid: i32, tid: i32) -> bool {
+        self.stat_of(format_args!("{pid}/task/{tid}/stat")).is_ok_and(|thread| thread.has_ended())
+    }
+
+    fn stat_of(&self, path: std::fmt::Arguments<'_>) -> Result<Stat, Errno> {
+        let mut buffer = [0u8; PATH];
         let mut line = [0u8; 1024];
-        let n = self.read(path, &mut line)?;
+        let n = self.read(below(&mut buffer, path)?, &mut line)?;
         Stat::parse(line.get(..n).unwrap_or_default()).ok_or(Errno::EINVAL)
+    }
+
+    /// Calls `each` with what `/proc/PID/task` says of every thread, while it answers `true`; whether that was to the end.
+    pub fn each_thread(&self, pid: i32, mut each: impl FnMut(&Stat) -> bool) -> bool {
+        let mut buffer = [0u8; PATH];
+        let Ok(path) = below(&mut buffer, format_args!("{pid}/task")) else { return false };
+        openat(self.root.as_fd(), path, LIST, Mode::empty()).is_ok_and(|list| {
+            // A thread that has ended meanwhile is nobody to ask about.
+            each_number(&list, |tid| {
+                self.stat_of(format_args!("{pid}/task/{tid}/stat")).map_or(true, |stat| each(&stat))
+            })
+        })
     }
 
     /// Reads at most `buffer.len()` bytes of `path`, relative to `/proc`; the number read.
@@ -231,14 +285,15 @@ fn each_number(list: &OwnedFd, mut each: impl FnMut(i32) -> bool) -> bool {
     }
 }
 
-/// `PID` followed by `tail` and a NUL, written into `buffer`.
-fn pid_path<'a>(buffer: &'a mut [u8; 24], pid: i32, tail: &[u8]) -> Option<&'a std::ffi::CStr> {
+/// The longest path made below `/proc`, two numbers in it, and its NUL.
+const PATH: usize = 40;
+
+/// A path below `/proc`, written into `buffer`.
+fn below<'a>(buffer: &'a mut [u8; PATH], path: std::fmt::Arguments<'_>) -> Result<&'a std::ffi::CStr, Errno> {
     use std::io::Write;
     let mut cursor = std::io::Cursor::new(buffer.as_mut_slice());
-    write!(cursor, "{pid}").ok()?;
-    cursor.write_all(tail).ok()?;
-    cursor.write_all(&[0]).ok()?;
-    std::ffi::CStr::from_bytes_until_nul(buffer).ok()
+    write!(cursor, "{path}\0").map_err(|_| Errno::ENAMETOOLONG)?;
+    std::ffi::CStr::from_bytes_until_nul(buffer).map_err(|_| Errno::EINVAL)
 }
 
 /// The hostname (gethostname(2)): in a pod, the pod's name.

@@ -42,13 +42,13 @@ pub fn outside(proc_: &Proc, pid: i32, tid: i32) -> Result<Vec<Found>, Errno> {
     Ok(found)
 }
 
-/// How many descriptors a process has, and how many of them are sockets of any kind.
+/// How many descriptors the thread has, and how many of them are sockets of any kind.
 ///
 /// # Errors
 /// As `outside`.
-pub fn count(proc_: &Proc, pid: i32) -> Result<(u64, u64), Errno> {
+pub fn count(proc_: &Proc, pid: i32, tid: i32) -> Result<(u64, u64), Errno> {
     let (mut descriptors, mut sockets) = (0, 0);
-    let dir = format!("{pid}/fd");
+    let dir = format!("{pid}/task/{tid}/fd");
     proc_.each_number(&dir, |fd| {
         descriptors += 1;
         sockets += u64::from(proc_.link(&format!("{dir}/{fd}")).is_some_and(|link| inode(&link).is_some()));
@@ -56,14 +56,16 @@ pub fn count(proc_: &Proc, pid: i32) -> Result<(u64, u64), Errno> {
     Ok((descriptors, sockets))
 }
 
-/// The inodes of the sockets a process holds.
+/// The inodes of the sockets a process holds, in whichever thread's table.
 pub fn inodes(proc_: &Proc, pid: i32, mut each: impl FnMut(u64)) {
-    let dir = format!("{pid}/fd");
     // A process that is gone, or that hides its descriptors, has none that could be named.
-    let _ = proc_.each_number(&dir, |fd| {
-        if let Some(inode) = proc_.link(&format!("{dir}/{fd}")).and_then(|link| inode(&link)) {
-            each(inode);
-        }
+    let _ = proc_.each_number(&format!("{pid}/task"), |tid| {
+        let dir = format!("{pid}/task/{tid}/fd");
+        let _ = proc_.each_number(&dir, |fd| {
+            if let Some(inode) = proc_.link(&format!("{dir}/{fd}")).and_then(|link| inode(&link)) {
+                each(inode);
+            }
+        });
     });
 }
 

@@ -270,7 +270,7 @@ impl Supervisor {
     /// Whether the only children left are those that were there before us.
     fn strangers_only(&self) -> bool {
         let mut everything = self.shared.everything();
-        everything.has_strangers() && everything.members().is_some_and(<[_]>::is_empty)
+        everything.has_strangers() && everything.is_gone()
     }
 
     /// Job control: a command stopped from its terminal stops us too, so that the shell that started us gets its prompt.

@@ -25,12 +25,12 @@ pub fn activity(proc_: &Proc, members: &[Stat]) -> (Vec<ProcessActivity>, u64) {
 
 fn one(proc_: &Proc, stat: &Stat, booted: Duration) -> ProcessActivity {
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let counts = sockets::count(proc_, stat.pid).ok();
+    let counts = sockets::count(proc_, stat.pid, stat.thread).ok();
     ProcessActivity {
         pid: stat.pid,
         parent: stat.ppid,
         name: String::from_utf8_lossy(stat.name()).into_owned(),
-        args: args(proc_, stat.pid),
+        args: args(proc_, stat),
         state: char::from(stat.state).to_string(),
         age_ms: millis(booted.saturating_sub(Duration::from_millis(stat.start.saturating_mul(10)))),
         cpu_ms: millis(cpu_of(stat)),
@@ -41,9 +41,11 @@ fn one(proc_: &Proc, stat: &Stat, booted: Duration) -> ProcessActivity {
     }
 }
 
-fn args(proc_: &Proc, pid: i32) -> Vec<String> {
+fn args(proc_: &Proc, stat: &Stat) -> Vec<String> {
     let mut text = [0u8; ARGS];
-    let Ok(path) = std::ffi::CString::new(format!("{pid}/cmdline")) else { return Vec::new() };
+    let Ok(path) = std::ffi::CString::new(format!("{}/task/{}/cmdline", stat.pid, stat.thread)) else {
+        return Vec::new();
+    };
     let n = proc_.read(&path, &mut text).unwrap_or(0);
     let text = text.get(..n).unwrap_or_default();
     let text = text.strip_suffix(&[0]).unwrap_or(text);

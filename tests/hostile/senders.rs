@@ -31,7 +31,7 @@ impl Target {
 }
 
 /// Both protocols for ever, re-connecting, and a file beside it. `undumpable`: hides its descriptors; `own-table`: each
-/// thread has a descriptor table of its own; `revive`: a sibling without a socket continues it whenever it is stopped.
+/// thread has a descriptor table of its own; `headless`: its main thread has ended; `revive`: a sibling without a socket continues it whenever it is stopped.
 pub fn trickle(to: Target, file: String, how: &str) {
     if how == "undumpable" {
         // SAFETY: prctl(2) with integers.
@@ -83,7 +83,12 @@ pub fn trickle(to: Target, file: String, how: &str) {
             std::thread::sleep(PAUSE);
         }
     };
-    std::thread::spawn(datagrams).join().unwrap();
+    let last = std::thread::spawn(datagrams);
+    if how == "headless" {
+        // SAFETY: exit(2), of this thread alone; its stack stays mapped.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+    last.join().unwrap();
 }
 
 /// The connections are in flight between two ends of a socket pair, in nobody's descriptor table, nearly all of the time.

@@ -31,6 +31,37 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             escape();
             sleep()
         }
+        // comet: whoever is found has a child and is gone at once.
+        "comet" => {
+            // SAFETY: one thread; the signals are its own.
+            unsafe {
+                libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+                ignore_term();
+                loop {
+                    if libc::fork() > 0 {
+                        libc::_exit(0);
+                    }
+                    libc::setsid();
+                }
+            }
+        }
+        // headless: a child whose main thread has ended, so that /proc shows a zombie; its other thread goes on, deaf to TERM, with
+        // a socket in hand. headless-stay: so does its parent.
+        "headless" | "headless-stay" => {
+            ignore_term();
+            // SAFETY: one thread.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                let _socket = std::net::UdpSocket::bind("0.0.0.0:0");
+                std::thread::spawn(sleep);
+                // SAFETY: exit(2), of this thread alone; its stack stays mapped.
+                unsafe { libc::syscall(libc::SYS_exit, 0) };
+            }
+            while !std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap().contains(") Z ") {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if name == "headless" { Ok(()) } else { sleep() }
+        }
         // names: the same under each of the names.
         "names" => {
             if let Some(which) = bear(NAMES.len()) {

@@ -241,6 +241,19 @@ fn threads_with_tables_of_their_own_are_cut() {
 }
 
 #[test]
+fn who_has_no_main_thread_is_cut() {
+    let headless = Senders { how: "headless", ..SENDERS };
+    let Some(control) = headless.sends_to_the_end(UNPRIVILEGED, UNCONFINED) else { return };
+    assert!(control.seen.0 > 20 && control.seen.1 > 20, "{:?}", control.seen);
+    let (_file, no_duplicates) = profile("\"pidfd_getfd\"");
+    for security in [UNCONFINED, &no_duplicates, "--log-driver=json-file"] {
+        let ran = headless.run(security).unwrap();
+        assert_eq!(ran.revoke["limited"], 2, "{security}: {}", ran.revoke);
+        ran.is_cut(security);
+    }
+}
+
+#[test]
 fn sockets_in_flight_are_of_no_use() {
     let hidden = Senders { attack: "in-flight", ..SENDERS };
     let Some(control) = hidden.sends_to_the_end(UNPRIVILEGED, UNCONFINED) else { return };

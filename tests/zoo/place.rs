@@ -241,7 +241,7 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 14] = [
+    const NOT: [&str; 16] = [
         "origin",
         "flood",
         "foreground",
@@ -253,6 +253,8 @@ fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
         "subreaper",
         "kill",
         "last_bracket",
+        "headless",
+        "second_look",
         "own_tree",
         "memory_first",
         "environment",

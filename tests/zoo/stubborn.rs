@@ -60,6 +60,49 @@ fn a_panic_leaves_nobody_behind_and_a_whole_record() {
     }
 }
 
+/// One that is listed has a child and is dead when it is looked at: nobody is alive in such a look at everybody, and somebody is.
+#[test]
+fn who_has_a_child_and_is_gone_when_looked_at() {
+    if !able() {
+        return;
+    }
+    // The panic hook has to do without the machine's repeated kills: a look that misses somebody is its last.
+    let run = |off| Stage::new(Below).options(SHORT).run(Guard::Without(off), &["comet"]);
+    let missed = (0..50).any(|_| somebody_left(&run("composure,second_look")));
+    assert!(missed, "control: one look has to miss it some time");
+    for _ in 0..10 {
+        let ran = run("composure");
+        assert!(!somebody_left(&ran), "{ran:#?}");
+    }
+}
+
+/// `/proc` gives the main thread's state, and it has ended.
+#[test]
+fn a_process_without_its_main_thread() {
+    if !able() {
+        return;
+    }
+    three_ways(&Row {
+        attack: &["headless"],
+        places: &[Below],
+        stopped_by: &["headless"],
+        also_off: "",
+        options: SHORT,
+        succeeded: somebody_left,
+    });
+    // And it is there in the record, with what it has.
+    for place in [Pid1, Below] {
+        let options = ["--timeout", "500ms", "--soft", "2800ms", "--hard", "3s", "--adaptive", "no"];
+        let ran = Stage::new(place).options(&options).run(Guard::Full, &["headless-stay"]);
+        let records = records(&ran.audit);
+        let activity = records.iter().find(|r| r["event"] == "activity").unwrap_or_else(|| panic!("{ran:#?}"));
+        let one = activity["processes"].as_array().unwrap().iter().find(|p| p["sockets"] == 1);
+        let one = one.unwrap_or_else(|| panic!("{activity:#}"));
+        assert_eq!((&one["args"][1], &one["state"]), (&"headless-stay".into(), &"S".into()), "{one:#}");
+        assert!(one["threads"] == 2 && one["rss_bytes"].as_u64() > Some(0), "{one:#}");
+    }
+}
+
 #[test]
 fn names_that_mislead_a_parser() {
     if !able() {
