@@ -183,6 +183,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         next_activity: None,
         refreeze: Instant::default(),
         spoofed_window: (Instant::default(), 0),
+        killed_at: None,
         more_to_reap: false,
     });
     let output = supervisor.relay.as_ref().and_then(Relay::writers);

@@ -125,6 +125,8 @@ impl Supervisor {
         }
         drop(everything);
         if !again {
+            clock::exact();
+            self.killed_at = Some(clock::now());
             self.killing = Some(Escalation { signalled: Some(0), starved, at_ms, ..self.rung("kill") });
         }
     }
