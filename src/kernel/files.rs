@@ -82,6 +82,8 @@ fn by_path(path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
     match openat2(nix::fcntl::AT_FDCWD, path, how) {
         // EPERM: an old seccomp profile that does not know the call (libseccomp before 2.5 answers so).
         Err(Errno::ENOSYS | Errno::EPERM) => part_by_part(path, flags),
+        // Of the last part O_DIRECTORY is asked first.
+        Err(Errno::ENOTDIR) if path.is_symlink() => Err(Errno::ELOOP),
         result => result,
     }
 }

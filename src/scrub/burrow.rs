@@ -124,9 +124,11 @@ impl Worker<'_> {
         }
     }
 
-    /// Removes what can be removed of `here`, from `at` on; there is the one to be entered then.
+    /// Removes what can be removed of `here`, from `at` on; there is the one to be entered then. `stuck` is the one that was entered
+    /// last: what is left of it is not entered again at once.
     fn level(&mut self, here: &Node, at: &mut i64, stuck: Option<(u64, u64)>) -> Result<Found, Errno> {
         let mut buffer = [0u8; BUFFER];
+        let mut unmet = stuck.is_some();
         loop {
             files::seek(here.fd(), *at)?;
             let mut before = *at;
@@ -138,51 +140,49 @@ impl Worker<'_> {
                 let mut place = 0;
                 while let Some((entry, next)) = files::entry(buffer.get(..read).unwrap_or_default(), place) {
                     place = next;
-                    let found = if entry.name == c"." || entry.name == c".." {
-                        false
-                    } else if self.is_over() {
-                        return Ok(Found::Over);
-                    } else {
-                        (entry.kind == libc::DT_DIR || remove(self.crew, here, entry.name, entry.kind))
-                            && self.has_to_be_entered(here, entry.name, stuck)
-                    };
-                    if found {
-                        *at = before;
-                        return Ok(Found::Below(entry.name.to_owned()));
+                    if entry.name != c"." && entry.name != c".." {
+                        if self.is_over() {
+                            return Ok(Found::Over);
+                        }
+                        let directory = entry.kind == libc::DT_DIR || remove(self.crew, here, entry.name, entry.kind);
+                        if directory && has_to_be_entered(here, entry.name, stuck, &mut unmet) {
+                            *at = before;
+                            return Ok(Found::Below(entry.name.to_owned()));
+                        }
                     }
                     before = entry.next;
                 }
             }
-            // Removing while reading may make a file system skip entries: again, until a reading changes nothing.
-            if !here.changed.swap(false, Ordering::Relaxed) {
+            // Where it was is another place now, as on overlay, whose directories become others when something in them changes. Or
+            // something was removed while reading, which may make a file system skip entries: again, until a reading changes nothing.
+            let missed = std::mem::take(&mut unmet) && *at != 0;
+            if !here.changed.swap(false, Ordering::Relaxed) && !missed {
                 return Ok(Found::End);
             }
             *at = 0;
         }
     }
+}
 
-    fn has_to_be_entered(&self, here: &Node, name: &CStr, stuck: Option<(u64, u64)>) -> bool {
-        let is_stuck =
-            || stuck.is_some() && files::inode_of(here.fd(), name).is_ok_and(|(inode, _)| Some(inode) == stuck);
-        if here.stays(name).is_some() {
-            return !is_stuck();
+/// Whether the directory could not be removed, and is to be entered therefore.
+fn has_to_be_entered(here: &Node, name: &CStr, stuck: Option<(u64, u64)>, unmet: &mut bool) -> bool {
+    let is_stuck = || stuck.is_some() && files::inode_of(here.fd(), name).is_ok_and(|(inode, _)| Some(inode) == stuck);
+    let again = *unmet && is_stuck();
+    *unmet &= !again;
+    if here.stays(name).is_some() {
+        return !again && !is_stuck();
+    }
+    match here.widening(|| files::rmdir(here.fd(), name)) {
+        Ok(()) => {
+            here.tree.removed(0);
+            here.changed.store(true, Ordering::Relaxed);
+            false
         }
-        match here.widening(|| files::rmdir(here.fd(), name)) {
-            Ok(()) => {
-                here.tree.removed(0);
-                here.changed.store(true, Ordering::Relaxed);
-                false
-            }
-            Err(Errno::ENOENT) => false,
-            Err(Errno::EBUSY) => {
-                here.leave(Errno::EBUSY);
-                false
-            }
-            Err(errno) if is_stuck() => {
-                here.leave(errno);
-                false
-            }
-            Err(_) => true,
+        Err(Errno::ENOENT) => false,
+        Err(errno) if errno == Errno::EBUSY || again || is_stuck() => {
+            here.leave(errno);
+            false
         }
+        Err(_) => true,
     }
 }

@@ -248,6 +248,7 @@ pub struct Crew {
     room_for_names: usize,
     open: Arc<AtomicUsize>,
     linked: Mutex<()>,
+    has_links: AtomicBool,
     present: AtomicUsize,
     idle: AtomicUsize,
     expired: AtomicBool,
@@ -304,6 +305,7 @@ impl Crew {
             room_for_names: if short { 0 } else { NAMES },
             open,
             linked: Mutex::new(()),
+            has_links: AtomicBool::new(false),
             present: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
             expired: AtomicBool::new(false),
@@ -327,9 +329,14 @@ impl Crew {
         self.kept.load(Ordering::Relaxed).saturating_add(more) > self.room_for_names
     }
 
-    /// Held while a name of a file with several is removed: else nobody could tell which was the last.
-    pub fn linked(&self) -> MutexGuard<'_, ()> {
-        self.linked.lock().unwrap_or_else(PoisonError::into_inner)
+    /// To be held while a file is removed that had so many `links`, from the first on that had several: else two who remove the last two
+    /// names could both see that none is left. Who finds a file with one name that had two just before sees the flag as well.
+    pub fn one_by_one(&self, links: u64) -> Option<MutexGuard<'_, ()>> {
+        if links > 1 {
+            self.has_links.store(true, Ordering::SeqCst);
+        }
+        let lock = || self.linked.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_links.load(Ordering::SeqCst).then(lock)
     }
 
     /// To be called now and then. Where nothing has moved since, whoever works is waiting for a file system: somebody else goes on

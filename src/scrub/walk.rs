@@ -314,9 +314,9 @@ pub fn remove(crew: &Crew, node: &Node, name: &CStr, kind: u8) -> bool {
         Some(zeroed) if regular => zero::unlink(node, name, zeroed, crew),
         _ => node.widening(|| files::unlink(node.fd(), name)),
     };
+    let one_by_one = if sized { crew.one_by_one(links) } else { None };
     let (unlinked, bytes) = if links > 1 {
         // Its space goes with its last name, which may be the one that somebody else removes.
-        let _one_at_a_time = crew.linked();
         let seen = files::look_at(node.fd(), name);
         let unlinked = unlink();
         let last = seen.is_ok_and(|file| files::links(file.as_fd()) == Some(0));
@@ -324,6 +324,7 @@ pub fn remove(crew: &Crew, node: &Node, name: &CStr, kind: u8) -> bool {
     } else {
         (unlink(), space)
     };
+    drop(one_by_one);
     match unlinked {
         Ok(()) => {
             node.tree.removed(bytes);

@@ -4,6 +4,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 mod bounds;
+mod evasions;
 mod faults;
 mod leftovers;
 mod places;

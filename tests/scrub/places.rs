@@ -21,12 +21,13 @@ pub struct Place {
     pub name: &'static str,
     pub dir: tempfile::TempDir,
     mounts: Vec<PathBuf>,
+    below: Vec<PathBuf>,
     _image: Option<tempfile::NamedTempFile>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        for mount in self.mounts.iter().rev() {
+        for mount in self.mounts.iter().chain(&self.below).rev() {
             let _ = Command::new("umount").arg("-l").arg(mount).status();
         }
     }
@@ -40,7 +41,7 @@ pub fn ran(program: &str, words: &[&dyn AsRef<std::ffi::OsStr>]) {
 fn place(name: &'static str, below: &str) -> Place {
     let dir = tempfile::Builder::new().prefix("gracekeeper-scrub-test-").tempdir_in(below).unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
-    Place { name, dir, mounts: vec![], _image: None }
+    Place { name, dir, mounts: vec![], below: vec![], _image: None }
 }
 
 pub fn tmpfs() -> Place {
@@ -74,6 +75,9 @@ pub fn overlay() -> Option<Place> {
         std::fs::create_dir_all(layers.join(part)).unwrap();
     }
     std::fs::write(layers.join("lower/image/deep/er/file"), "of the image").unwrap();
+    let chain = (0..60).fold(layers.join("lower/chain"), |at, level| at.join(format!("level-{level}")));
+    std::fs::create_dir_all(&chain).unwrap();
+    std::fs::write(chain.join("file"), "of the image").unwrap();
     let on = layers.join("on");
     let part = |p: &str| layers.join(p).display().to_string();
     let options = format!("lowerdir={},upperdir={},workdir={}", part("lower"), part("upper"), part("work"));
@@ -84,6 +88,11 @@ pub fn overlay() -> Option<Place> {
 }
 
 impl Place {
+    /// A mount below it, which goes with it.
+    pub fn also(&mut self, mount: &Path) {
+        self.below.push(mount.to_owned());
+    }
+
     /// Where trees go.
     pub fn path(&self) -> PathBuf {
         self.mounts.last().cloned().unwrap_or_else(|| self.dir.path().to_owned())
@@ -110,11 +119,17 @@ pub fn dropped(unprivileged: bool) -> Vec<String> {
 
 /// Runs `gracekeeper OPTIONS --scrub TREE -- true` behind `before`; the run, and what it says of the tree.
 pub fn scrub(tree: &Path, before: &[String], options: &[&str]) -> (Ran, Value) {
+    scrub_after("", tree, before, options)
+}
+
+/// The same behind a workload that is a shell script, in the tree's parent.
+pub fn scrub_after(workload: &str, tree: &Path, before: &[String], options: &[&str]) -> (Ran, Value) {
     let binary = accessible();
     let mut words: Vec<&str> = before.iter().map(String::as_str).collect();
     words.push(binary.to_str().unwrap());
     let mut command = Command::new(words[0]);
-    command.args(&words[1..]).args(options).arg("--scrub").arg(tree).args(["--", "true"]);
+    command.args(&words[1..]).args(options).arg("--scrub").arg(tree).args(["--", "sh", "-c", workload]);
+    command.current_dir(tree.parent().unwrap());
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("TMPDIR", tree.parent().unwrap());
     command
         .stdin(std::process::Stdio::null())

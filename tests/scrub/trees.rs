@@ -9,7 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub const SHAPES: [&str; 10] = ["many", "flat", "deep", "names", "modes", "links", "special", "sizes", "bits", "wide"];
+pub const SHAPES: [&str; 11] =
+    ["many", "flat", "deep", "names", "modes", "links", "special", "sizes", "bits", "wide", "legs"];
 
 /// Makes the tree `shape` below `below`, as UID 65532 where `unprivileged`. A process of its own, which this test binary is.
 pub fn make(shape: &str, below: &Path, unprivileged: bool) -> PathBuf {
@@ -85,7 +86,15 @@ fn maker() {
                     fs::create_dir_all(dir.join(format!("empty-{i}"))).unwrap();
                 }
             }
-            fs::create_dir_all(tree.join(".gracekeeper-scrub-0/.gracekeeper-scrub-1")).unwrap();
+        }
+        // A chain, and at each level more to do beside it: whoever goes down leaves every level open behind him.
+        "legs" => {
+            let mut at = tree.clone();
+            for level in 0..40 {
+                (0..200).for_each(|i| fs::create_dir_all(at.join(format!("{i:0>200}/leg"))).unwrap());
+                at.push(format!("level-{level}"));
+                fs::create_dir(&at).unwrap();
+            }
         }
         other => panic!("no such shape: {other}"),
     }
