@@ -179,8 +179,8 @@ fn removed_by_rm(tree: &Path) -> Took {
 
 fn scrubbed(tree: &Path) -> Took {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let target =
-        Target { path: tree.to_owned(), source: Source::Path, at_hand: false, own_tmpfs: tree.starts_with("/dev/shm") };
+    let mut target = Target::new(tree.to_owned(), Source::Path);
+    target.own_tmpfs = tree.starts_with("/dev/shm");
     let cpu = cpu(UsageWho::RUSAGE_SELF);
     let began = Instant::now();
     let job = job::start(vec![target], None, clock::now().plus(Duration::from_secs(120)), ScrubMode::Delete, false);

@@ -106,7 +106,8 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         Some(Err(line)) => (None, Some(line)),
     };
     let mounts = kernel::mounts::all();
-    let targets = scrub::targets::resolve(&settings.scrub, pid1, private, mounts.as_deref());
+    protected.push(settings.termination_log.clone());
+    let targets = scrub::targets::resolve(&settings.scrub, pid1, private, mounts.as_deref(), &protected);
     let terminal = limits::owns_terminal();
     let confinement = confine::Confinement::prepare(&confine::Context {
         settings: &settings,

@@ -7,8 +7,8 @@ use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::CStr;
 use std::io::Read;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
@@ -59,16 +59,130 @@ pub fn rest(fd: OwnedFd, most: u64) -> std::io::Result<Vec<u8>> {
 }
 
 /// Opens a directory by an absolute path none of whose parts may be a symlink (openat2(2), Linux 5.6; where it is
-/// missing only the last part is checked).
+/// missing each part is opened in turn).
 ///
 /// # Errors
 /// `ELOOP` for a symlink, `ENOTDIR`, `ENOENT`, `EACCES`.
 pub fn open_path(path: &Path) -> Result<OwnedFd, Errno> {
-    let how = OpenHow::new().flags(DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    by_path(path, DIRECTORY)
+}
+
+/// The same directory as something to look at: no permission of its own is needed (O_PATH, open(2)).
+///
+/// # Errors
+/// As `open_path`.
+pub fn see_path(path: &Path) -> Result<OwnedFd, Errno> {
+    by_path(path, SEEN)
+}
+
+const SEEN: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+fn by_path(path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
     match openat2(nix::fcntl::AT_FDCWD, path, how) {
-        Err(Errno::ENOSYS | Errno::EPERM) => nix::fcntl::open(path, DIRECTORY, Mode::empty()),
+        // EPERM: an old seccomp profile that does not know the call (libseccomp before 2.5 answers so).
+        Err(Errno::ENOSYS | Errno::EPERM) => part_by_part(path, flags),
         result => result,
     }
+}
+
+fn part_by_part(path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
+    use std::path::Component;
+    let mut parts = path.components().peekable();
+    let mut at = nix::fcntl::open(".", SEEN, Mode::empty())?;
+    while let Some(part) = parts.next() {
+        let flags = if parts.peek().is_some() { SEEN } else { flags };
+        at = match part {
+            Component::RootDir => nix::fcntl::open("/", flags, Mode::empty())?,
+            Component::Normal(name) => match openat(&at, name, flags, Mode::empty()) {
+                // O_DIRECTORY asks first.
+                Err(Errno::ENOTDIR) if is_symlink(at.as_fd(), name) => return Err(Errno::ELOOP),
+                result => result?,
+            },
+            // Those of a path that was looked up are gone; of another one nobody knows where they lead.
+            _ => return Err(Errno::ELOOP),
+        };
+    }
+    Ok(at)
+}
+
+fn is_symlink(dir: BorrowedFd<'_>, name: &std::ffi::OsStr) -> bool {
+    fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFLNK)
+}
+
+/// The path without symlinks, as far as it exists; what does not is kept as it is.
+#[must_use]
+pub fn real(path: &Path) -> PathBuf {
+    for above in path.ancestors() {
+        if let Ok(real) = std::fs::canonicalize(above) {
+            let rest = path.strip_prefix(above).unwrap_or(Path::new(""));
+            return if rest.as_os_str().is_empty() { real } else { real.join(rest) };
+        }
+    }
+    path.to_owned()
+}
+
+/// What tells a file from every other one that is there, and the mount it is seen through from another one of the same file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The device.
+    pub device: u64,
+    /// The inode's number.
+    pub inode: u64,
+    /// The mount (mountinfo's first field); `None` where the kernel does not say.
+    pub mount: Option<u64>,
+}
+
+/// Which file a descriptor is of: statx(2), whose STATX_MNT_ID is from Linux 5.8, or fstat(2) and `mnt_id` of proc_pid_fdinfo(5).
+///
+/// # Errors
+/// The errno of fstat(2).
+pub fn identity(fd: BorrowedFd<'_>) -> Result<Identity, Errno> {
+    // SAFETY: statx is plain integers, for which all-zero bytes are valid.
+    let mut seen: libc::statx = unsafe { std::mem::zeroed() };
+    let (flags, mask) = (libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC, libc::STATX_INO | libc::STATX_MNT_ID);
+    // SAFETY: the path is an empty string, and the kernel writes one statx into `seen`.
+    let result = unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, mask, &raw mut seen) };
+    if result == 0 && seen.stx_mask & mask == mask {
+        let device = libc::makedev(seen.stx_dev_major, seen.stx_dev_minor);
+        return Ok(Identity { device, inode: seen.stx_ino, mount: Some(seen.stx_mnt_id) });
+    }
+    let stat = fstat(fd)?;
+    let info = text(Path::new(&format!("/proc/self/fdinfo/{}", fd.as_raw_fd())));
+    let line = info.as_deref().and_then(|info| info.lines().find_map(|line| line.strip_prefix("mnt_id:")));
+    let mount = line.and_then(|number| number.trim().parse().ok());
+    Ok(Identity { device: stat.st_dev, inode: stat.st_ino, mount })
+}
+
+/// Device and inode of what `name` in `dir` is, a symlink itself included, and whether it is a directory.
+///
+/// # Errors
+/// The errno of fstatat(2).
+pub fn inode_of(dir: BorrowedFd<'_>, name: &CStr) -> Result<((u64, u64), bool), Errno> {
+    let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    Ok(((stat.st_dev, stat.st_ino), stat.st_mode & libc::S_IFMT == libc::S_IFDIR))
+}
+
+/// Device and inode of an open file.
+///
+/// # Errors
+/// The errno of fstat(2).
+pub fn inode(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+    fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Whether the file has no name any more.
+#[must_use]
+pub fn is_removed(fd: BorrowedFd<'_>) -> bool {
+    fstat(fd).is_ok_and(|stat| stat.st_nlink == 0)
+}
+
+/// Opens for reading the directory that is only looked at, wherever it is now.
+///
+/// # Errors
+/// `EACCES`, and what else `openat(2)` answers.
+pub fn read_seen(seen: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    openat(seen, c".", DIRECTORY, Mode::empty())
 }
 
 /// Opens the directory `name` in `dir`, on the same mount only.
@@ -76,55 +190,77 @@ pub fn open_path(path: &Path) -> Result<OwnedFd, Errno> {
 /// # Errors
 /// `EXDEV` for a mount point, `ELOOP` or `ENOTDIR` for what is no directory (any more), `EACCES` for one without the
 /// owner's permission.
-pub fn open_below(dir: BorrowedFd<'_>, name: &CStr, device: u64) -> Result<OwnedFd, Errno> {
+pub fn open_below(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     if without("own_tree") {
         return openat(dir, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
     }
-    let how = OpenHow::new().flags(DIRECTORY).resolve(BELOW);
-    match openat2(dir, name, how) {
-        // EPERM: an old seccomp profile that does not know the call (libseccomp before 2.5 answers so).
+    below(dir, name, DIRECTORY)
+}
+
+fn below(dir: BorrowedFd<'_>, name: &CStr, flags: OFlag) -> Result<OwnedFd, Errno> {
+    match openat2(dir, name, OpenHow::new().flags(flags).resolve(BELOW)) {
         Err(Errno::ENOSYS | Errno::EPERM) => {
-            let fd = openat(dir, name, DIRECTORY, Mode::empty())?;
-            if fstat(&fd)?.st_dev == device { Ok(fd) } else { Err(Errno::EXDEV) }
+            let fd = openat(dir, name, flags, Mode::empty())?;
+            // Another mount of the same file system is on the same device.
+            let mount = identity(dir)?.mount;
+            if mount.is_some() && identity(fd.as_fd())?.mount == mount { Ok(fd) } else { Err(Errno::EXDEV) }
         }
         result => result,
     }
 }
 
 /// Gives the owner access to the directory `name` in `dir`, through an O_PATH descriptor, so that what was checked is what
-/// is changed (open(2); the descriptor's /proc entry is followed by chmod, not by name).
+/// is changed.
 ///
 /// # Errors
-/// `EPERM` for somebody else's directory, `ELOOP`/`ENOTDIR` for what is no directory.
+/// `EPERM` for somebody else's directory, `ELOOP`/`ENOTDIR` for what is no directory, `EXDEV` for a mount point.
 pub fn make_accessible(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let fd = openat(dir, name, flags, Mode::empty())?;
-    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    nix::sys::stat::fchmodat(
-        nix::fcntl::AT_FDCWD,
-        link.as_str(),
-        Mode::S_IRWXU,
-        nix::sys::stat::FchmodatFlags::FollowSymlink,
-    )
+    let seen = below(dir, name, SEEN)?;
+    set_mode(seen.as_fd(), fstat(&seen)?.st_mode | 0o700)
 }
 
-/// Gives the owner access to an open directory.
+/// Changes the mode of what a descriptor, an O_PATH one too, is of.
+///
+/// # Errors
+/// `EPERM` for somebody else's file, `EROFS`.
+pub fn set_mode(seen: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    // The descriptor's /proc entry is followed by chmod, not by name (open(2), O_PATH).
+    let link = format!("/proc/self/fd/{}", seen.as_raw_fd());
+    let mode = Mode::from_bits_truncate(mode & 0o7777);
+    nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, link.as_str(), mode, nix::sys::stat::FchmodatFlags::FollowSymlink)
+}
+
+/// The mode of an open file.
+///
+/// # Errors
+/// The errno of fstat(2).
+pub fn mode(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    fstat(fd).map(|stat| stat.st_mode & 0o7777)
+}
+
+/// Gives the owner of an open directory every right to it. Whether that changed anything.
 ///
 /// # Errors
 /// The errno of `fchmod(2)`.
-pub fn make_writable(dir: BorrowedFd<'_>) -> Result<(), Errno> {
-    fchmod(dir, Mode::S_IRWXU)
+pub fn make_writable(dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mode = fstat(dir)?.st_mode & 0o7777;
+    if mode & 0o700 == 0o700 {
+        return Ok(false);
+    }
+    fchmod(dir, Mode::from_bits_truncate(mode | 0o700)).map(|()| true)
 }
 
-/// The space that goes with the name `name` in `dir` (fstatat(2), symlinks not followed): what is allocated to a regular
-/// file that has no other name, else nothing.
+/// The space allocated to the regular file `name` in `dir`, and how many names it has (fstatat(2), symlinks not followed); nothing
+/// for anything else.
 #[must_use]
-pub fn space_of(dir: BorrowedFd<'_>, name: &CStr) -> u64 {
-    let Ok(stat) = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { return 0 };
-    if stat.st_mode & libc::S_IFMT != libc::S_IFREG || stat.st_nlink != 1 {
-        return 0;
+// A u32 on aarch64.
+#[allow(clippy::useless_conversion)]
+pub fn space_of(dir: BorrowedFd<'_>, name: &CStr) -> (u64, u64) {
+    let Ok(stat) = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { return (0, 0) };
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return (0, 0);
     }
-    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
+    (u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512), stat.st_nlink.into())
 }
 
 /// Whether `name` in `dir` leads to a directory, by whatever way: for the naive walker of the zoo's controls.
@@ -192,6 +328,19 @@ pub fn links(fd: BorrowedFd<'_>) -> Option<u64> {
     (stat.st_mode & libc::S_IFMT == libc::S_IFREG).then_some(stat.st_nlink.into())
 }
 
+/// Whether the file has extended attributes of the user's, which hold bytes too (xattr(7)).
+#[must_use]
+pub fn has_user_attributes(file: BorrowedFd<'_>) -> bool {
+    let mut names = [0u8; 1024];
+    // SAFETY: flistxattr(2) writes at most the length given.
+    let n = unsafe { libc::flistxattr(file.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
+    // ERANGE: more than these.
+    usize::try_from(n).map_or_else(
+        |_| Errno::last() == Errno::ERANGE,
+        |n| names.get(..n).unwrap_or_default().split(|&b| b == 0).any(|name| name.starts_with(b"user.")),
+    )
+}
+
 /// Opens the very file that `seen` (an O_PATH descriptor of a regular file) is, for writing; one whose mode forbids it is
 /// changed.
 ///
@@ -244,34 +393,26 @@ pub fn overwrite(file: BorrowedFd<'_>, chunk: usize, written: &mut u64, stop: &d
     nix::unistd::fdatasync(file)
 }
 
-/// The device of an open directory.
-///
-/// # Errors
-/// The errno of `fstat(2)`.
-pub fn device(dir: BorrowedFd<'_>) -> Result<u64, Errno> {
-    Ok(fstat(dir)?.st_dev)
-}
-
 /// Whether an open directory's file system is mounted read-only.
 #[must_use]
 pub fn is_read_only(dir: BorrowedFd<'_>) -> bool {
     nix::sys::statvfs::fstatvfs(dir).is_ok_and(|s| s.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
 }
 
-/// Moves the directory `name` in `dir` to `to`, as `fresh`.
+/// The directory that `dir` is in.
 ///
 /// # Errors
-/// The errno of `renameat(2)`.
-pub fn rename(dir: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, fresh: &CStr) -> Result<(), Errno> {
-    nix::fcntl::renameat(dir, name, to, fresh)
+/// The errno of `openat(2)`.
+pub fn parent(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    openat(dir, c"..", DIRECTORY, Mode::empty())
 }
 
-/// Back to the start of the directory (lseek(2)).
+/// To the entry that follows the one whose `next` this is; 0 is the start of the directory (lseek(2)).
 ///
 /// # Errors
 /// The errno of `lseek(2)`.
-pub fn rewind(dir: BorrowedFd<'_>) -> Result<(), Errno> {
-    nix::unistd::lseek(dir, 0, nix::unistd::Whence::SeekSet).map(drop)
+pub fn seek(dir: BorrowedFd<'_>, to: i64) -> Result<(), Errno> {
+    nix::unistd::lseek(dir, to, nix::unistd::Whence::SeekSet).map(drop)
 }
 
 /// Reads the next entries into `buffer`, for `entries`; how many bytes, 0 at the end.
@@ -289,6 +430,8 @@ pub fn read_entries(dir: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Err
 pub struct Entry<'a> {
     /// The inode's number.
     pub inode: u64,
+    /// Where in the directory the next entry is, for `seek`.
+    pub next: i64,
     /// `DT_*` of readdir(3); `DT_UNKNOWN` where the file system does not say.
     pub kind: u8,
     /// The name, any bytes but NUL and slash.
@@ -301,8 +444,10 @@ pub fn entry(read: &[u8], at: usize) -> Option<(Entry<'_>, usize)> {
     // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
     let record = read.get(at..)?;
     let (inode, rest) = record.split_first_chunk::<8>()?;
-    let &[low, high, kind] = rest.get(8..11)? else { return None };
+    let (next, rest) = rest.split_first_chunk::<8>()?;
+    let &[low, high, kind] = rest.get(..3)? else { return None };
     let length = usize::from(u16::from_ne_bytes([low, high])).max(20);
     let name = CStr::from_bytes_until_nul(record.get(19..length)?).ok()?;
-    Some((Entry { inode: u64::from_ne_bytes(*inode), kind, name }, at.saturating_add(length)))
+    let entry = Entry { inode: u64::from_ne_bytes(*inode), next: i64::from_ne_bytes(*next), kind, name };
+    Some((entry, at.saturating_add(length)))
 }

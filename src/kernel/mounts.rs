@@ -18,6 +18,8 @@ pub struct Mount {
     pub device: String,
     /// The type of the file system.
     pub kind: String,
+    /// Nothing can be written there: the mount or its file system is read-only.
+    pub read_only: bool,
 }
 
 /// Every mount that can be seen, in the kernel's order; `None` where they cannot be read.
@@ -46,8 +48,12 @@ fn mount(line: &[u8]) -> Option<Mount> {
     let device = text(fields.nth(2)?);
     let root = unescaped(fields.next()?);
     let point = unescaped(fields.next()?);
-    let kind = text(fields.skip_while(|field| *field != b"-").nth(1)?);
-    Some(Mount { point, root, device, kind })
+    let has_ro = |options: &[u8]| options.split(|&b| b == b',').any(|option| option == b"ro");
+    let own = has_ro(fields.next()?);
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let kind = text(fields.next()?);
+    let read_only = own || fields.nth(1).is_some_and(has_ro);
+    Some(Mount { point, root, device, kind, read_only })
 }
 
 /// A path in which blanks, newlines and backslashes are `\ooo`.
@@ -83,9 +89,11 @@ mod tests {
     #[test]
     fn a_line_of_the_manual_page() {
         let line = br"36 35 98:0 /mnt1 /a\040b\134\011 rw,noatime master:1 shared:2 - ext3 /dev/root rw";
-        let wanted =
-            Mount { point: "/a b\\\t".into(), root: "/mnt1".into(), device: "98:0".into(), kind: "ext3".into() };
+        let (point, root) = ("/a b\\\t".into(), "/mnt1".into());
+        let wanted = Mount { point, root, device: "98:0".into(), kind: "ext3".into(), read_only: false };
         assert_eq!(mount(line), Some(wanted));
+        assert!(mount(b"36 35 98:0 / /x ro - ext4 none rw").unwrap().read_only);
+        assert!(mount(b"36 35 98:0 / /x rw,nosuid shared:1 - ext4 none ro,seclabel").unwrap().read_only);
         assert_eq!(mount(b"36 35 98:0 / /x rw - ext4 none rw").unwrap().kind, "ext4");
         assert_eq!(mount(b"36 35 98:0 / /x rw"), None);
         assert_eq!(mount(b""), None);

@@ -21,17 +21,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+/// Bytes of names kept for later, of all directories together.
+const NAMES: usize = 512 * 1024;
+/// How many more workers there may be than there are CPUs, where some hang.
+const SPARE_WORKERS: usize = 2;
+
 /// A path's status and why it is not `complete`.
 pub type Verdict = (&'static str, Option<String>);
 
 /// One target's progress. A reader may look while the work goes on, or hangs.
 #[derive(Debug, Default)]
 pub struct Tree {
-    device: OnceLock<u64>,
     /// It is no tmpfs.
     disk: AtomicBool,
     /// The space in use before, where the file system is a tmpfs of our own: then no file has to be asked for its size.
-    used: OnceLock<(u64, OwnedFd)>,
+    used: Mutex<Option<(u64, OwnedFd)>>,
+    measured: AtomicBool,
     entries: AtomicU64,
     bytes: AtomicU64,
     verdict: OnceLock<Verdict>,
@@ -39,15 +44,19 @@ pub struct Tree {
     pub zeroed: Option<Zeroed>,
     /// The private directory, to be removed itself.
     itself: Option<PathBuf>,
+    /// Device and inode of what stays, and where it is.
+    keeps: Vec<(u64, u64)>,
+    /// What is said of it though it was emptied.
+    note: Option<String>,
+    /// It is not where it was.
+    displaced: OnceLock<&'static str>,
+    /// The mode its top had, where that was changed.
+    mode: OnceLock<u32>,
+    /// Directories open, of all trees together.
+    pub open: Arc<AtomicUsize>,
 }
 
 impl Tree {
-    /// The device its top is on.
-    #[must_use]
-    pub fn device(&self) -> u64 {
-        self.device.get().copied().unwrap_or_default()
-    }
-
     /// Whether a disk may be behind it, which likes some orders better than others.
     #[must_use]
     pub fn is_on_disk(&self) -> bool {
@@ -63,16 +72,36 @@ impl Tree {
     /// Whether files have to be asked for their sizes.
     #[must_use]
     pub fn asks_sizes(&self) -> bool {
-        self.used.get().is_none()
+        !self.measured.load(Ordering::Relaxed)
+    }
+
+    /// Whether some of its entries stay.
+    #[must_use]
+    pub const fn keeps_any(&self) -> bool {
+        !self.keeps.is_empty()
+    }
+
+    /// Whether what has this device and inode stays.
+    #[must_use]
+    pub fn keeps(&self, inode: (u64, u64)) -> bool {
+        self.keeps.contains(&inode)
+    }
+
+    /// The mode its top has, before it is changed: the first stands.
+    pub fn had_mode(&self, mode: u32) {
+        let _ = self.mode.set(mode);
+    }
+
+    /// It is not where it was, or not what it was.
+    pub fn displace(&self, why: &'static str) {
+        let _ = self.displaced.set(why);
     }
 
     /// Entries and bytes removed so far.
     #[must_use]
     pub fn counts(&self) -> (u64, u64) {
-        let freed = self
-            .used
-            .get()
-            .map(|(before, fd)| files::tmpfs_used(fd.as_fd()).map_or(0, |after| before.saturating_sub(after)));
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let freed = used.as_ref().map(freed);
         (self.entries.load(Ordering::Relaxed), freed.unwrap_or_else(|| self.bytes.load(Ordering::Relaxed)))
     }
 
@@ -84,23 +113,30 @@ impl Tree {
 
     /// The first verdict stands.
     pub fn conclude(&self, verdict: Verdict) {
+        // The descriptor goes with the work: there may be many targets.
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(used) = used {
+            self.bytes.store(freed(&used), Ordering::Relaxed);
+        }
         let _ = self.verdict.set(verdict);
     }
 
-    /// Nothing is left in it.
-    fn emptied(&self) {
-        self.conclude(match self.itself.as_deref().map(remove_itself) {
-            None | Some(Ok(())) => ("complete", None),
-            Some(Err(errno)) => ("failed", Some(format!("rmdir: {errno:?}"))),
+    /// Its work is done; `why` something is left in it, if there is.
+    fn done(&self, top: &Node, why: Option<Errno>) {
+        if let Some(mode) = self.mode.get() {
+            // As it was found; where that is refused, it is the owner's no more.
+            let _ = files::set_mode(top.fd(), *mode);
+        }
+        self.conclude(match (why, self.displaced.get(), self.itself.as_deref().map(remove_itself)) {
+            (Some(errno), ..) => ("failed", Some(format!("{errno:?}"))),
+            (None, Some(why), _) => ("failed", Some((*why).to_owned())),
+            (None, None, Some(Err(errno))) => ("failed", Some(format!("rmdir: {errno:?}"))),
+            (None, None, None | Some(Ok(()))) => ("complete", self.note.clone()),
         });
     }
 
     /// Notes what `top` is on. `own` says that nobody but the workload writes to a tmpfs here.
-    ///
-    /// # Errors
-    /// The errno of fstat(2).
-    pub fn begin(&self, top: &OwnedFd, own: bool) -> Result<(), Errno> {
-        let _ = self.device.set(files::device(top.as_fd())?);
+    pub fn begin(&self, top: &OwnedFd, own: bool) {
         self.disk.store(files::file_system(top.as_fd()) != libc::TMPFS_MAGIC, Ordering::Relaxed);
         if let Some(zeroed) = &self.zeroed {
             zeroed.begin(top.as_fd());
@@ -109,10 +145,14 @@ impl Tree {
             && let Some(used) = files::tmpfs_used(top.as_fd())
             && let Ok(fd) = top.try_clone()
         {
-            let _ = self.used.set((used, fd));
+            *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Some((used, fd));
+            self.measured.store(true, Ordering::Relaxed);
         }
-        Ok(())
     }
+}
+
+fn freed((before, fd): &(u64, OwnedFd)) -> u64 {
+    files::tmpfs_used(fd.as_fd()).map_or(0, |after| before.saturating_sub(after))
 }
 
 /// Something to do.
@@ -130,29 +170,55 @@ pub enum Work {
     Files(Arc<Node>, Names),
 }
 
-/// Names in one allocation.
+/// Names in one allocation, which counts among what the crew keeps.
 #[derive(Debug, Default)]
-pub struct Names(Vec<u8>);
+pub struct Names {
+    bytes: Vec<u8>,
+    kept: Option<(Arc<AtomicUsize>, usize)>,
+}
 
 impl Names {
     /// One more.
     pub fn push(&mut self, name: &CStr) {
-        self.0.extend_from_slice(name.to_bytes_with_nul());
+        self.bytes.extend_from_slice(name.to_bytes_with_nul());
     }
 
     /// The last one.
     pub fn pop(&mut self) -> Option<CString> {
-        let end = self.0.len().checked_sub(1)?;
-        let start = self.0.get(..end)?.iter().rposition(|&b| b == 0).map_or(0, |nul| nul.saturating_add(1));
-        let name = CString::new(self.0.get(start..end)?).ok()?;
-        self.0.truncate(start);
+        let end = self.bytes.len().checked_sub(1)?;
+        let start = self.bytes.get(..end)?.iter().rposition(|&b| b == 0).map_or(0, |nul| nul.saturating_add(1));
+        let name = CString::new(self.bytes.get(start..end)?).ok()?;
+        self.bytes.truncate(start);
         Some(name)
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.bytes.is_empty()
+    }
+
+    /// How many bytes they take.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// They are kept until somebody has time for them.
+    #[must_use]
+    pub fn kept(mut self, crew: &Crew) -> Self {
+        let size = self.bytes.capacity();
+        crew.kept.fetch_add(size, Ordering::Relaxed);
+        self.kept = Some((Arc::clone(&crew.kept), size));
+        self
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        if let Some((kept, size)) = &self.kept {
+            kept.fetch_sub(*size, Ordering::Relaxed);
+        }
     }
 }
 
@@ -169,7 +235,18 @@ pub struct Crew {
     stack: Mutex<Stack>,
     bell: Condvar,
     until_ns: AtomicU64,
-    most: usize,
+    most: AtomicUsize,
+    /// How many `most` may become: one that hangs is made up for.
+    limit: usize,
+    /// Pieces of work begun, and what the sum of all that was done was when it was looked at last.
+    begun: AtomicU64,
+    seen: AtomicU64,
+    /// Bytes of names kept.
+    kept: Arc<AtomicUsize>,
+    /// No more of them than this.
+    room_for_names: usize,
+    open: Arc<AtomicUsize>,
+    linked: Mutex<()>,
     present: AtomicUsize,
     idle: AtomicUsize,
     expired: AtomicBool,
@@ -179,28 +256,34 @@ pub struct Crew {
     leftovers: Mutex<Option<Cleared>>,
     /// The trees, in the order of the targets.
     pub trees: Vec<Arc<Tree>>,
-    /// For names that no entry has.
-    pub fresh: AtomicU64,
     /// Written to at the end.
     pub done: Option<EventFd>,
 }
 
 impl Crew {
-    /// A crew of at most `most` workers for `targets` and for what is no file but was not there `before`.
+    /// A crew of at most `most` workers for `targets` and for what is no file but was not there `before`; it keeps no names where memory is `short`.
     #[must_use]
     pub fn new(
-        targets: Vec<Target>,
+        mut targets: Vec<Target>,
         before: Option<Before>,
         until: Instant,
         most: usize,
+        short: bool,
         zero: bool,
         done: Option<EventFd>,
     ) -> Self {
-        let itself = |t: &Target| matches!(t.source, Source::Private(_)).then(|| t.path.clone());
-        let trees = targets
-            .iter()
-            .map(|t| Arc::new(Tree { itself: itself(t), zeroed: zero.then(Zeroed::default), ..Tree::default() }))
-            .collect();
+        let open = Arc::new(AtomicUsize::new(0));
+        let tree = |t: &mut Target| {
+            Arc::new(Tree {
+                itself: matches!(t.source, Source::Private(_)).then(|| t.path.clone()),
+                zeroed: zero.then(Zeroed::default),
+                keeps: std::mem::take(&mut t.keeps),
+                note: t.note.take(),
+                open: Arc::clone(&open),
+                ..Tree::default()
+            })
+        };
+        let trees = targets.iter_mut().map(tree).collect();
         // The stack's top is its end: the first target first, and those in memory before those on a disk. They may be what has used up
         // the memory limit, and everything else needs some.
         let (memory, disk): (Vec<_>, Vec<_>) = targets
@@ -208,32 +291,64 @@ impl Crew {
             .enumerate()
             .rev()
             .partition(|(_, t)| (t.own_tmpfs || t.at_hand) && !without("memory_first"));
-        let open = |(i, target)| Work::Open(i, target);
+        let begin = |(i, target)| Work::Open(i, target);
         // What is no file between them: it must not wait for a disk that hangs, nor they for it.
-        let work = disk.into_iter().map(open).chain(before.map(Work::Leftovers)).chain(memory.into_iter().map(open));
+        let work = disk.into_iter().map(begin).chain(before.map(Work::Leftovers)).chain(memory.into_iter().map(begin));
         let work = work.collect();
-        let seed = crate::kernel::random::sixteen_bytes().unwrap_or_default();
         Self {
             stack: Mutex::new(Stack { work, busy: 0 }),
             bell: Condvar::new(),
             until_ns: AtomicU64::new(nanos(until)),
-            most,
+            most: AtomicUsize::new(most),
+            limit: most.saturating_add(SPARE_WORKERS),
+            begun: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+            kept: Arc::default(),
+            room_for_names: if short { 0 } else { NAMES },
+            open,
+            linked: Mutex::new(()),
             present: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
             expired: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            roomy: AtomicBool::new(false),
+            roomy: AtomicBool::new(short),
             leftovers: Mutex::new(None),
             trees,
-            fresh: AtomicU64::new(seed.first_chunk().map_or(0, |b| u64::from_ne_bytes(*b)) >> 1),
             done,
         }
     }
 
-    /// How deep a directory may be entered: with every worker at a depth of its own, still few descriptors.
+    /// Whether so many directories are open that one more is gone into alone.
     #[must_use]
-    pub fn window(&self) -> usize {
-        walk::DESCRIPTORS.checked_div(self.most).unwrap_or(1).max(2)
+    pub fn is_stretched(&self) -> bool {
+        self.open.load(Ordering::Relaxed) >= walk::DESCRIPTORS
+    }
+
+    /// Whether there is no room for `more` bytes of names.
+    #[must_use]
+    pub fn is_full(&self, more: usize) -> bool {
+        self.kept.load(Ordering::Relaxed).saturating_add(more) > self.room_for_names
+    }
+
+    /// Held while a name of a file with several is removed: else nobody could tell which was the last.
+    pub fn linked(&self) -> MutexGuard<'_, ()> {
+        self.linked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called now and then. Where nothing has moved since, whoever works is waiting for a file system: somebody else goes on
+    /// with what is left.
+    pub fn nudge(self: &Arc<Self>) {
+        let removed = self.trees.iter().fold(0u64, |sum, tree| sum.wrapping_add(tree.entries.load(Ordering::Relaxed)));
+        let moved = removed.wrapping_add(self.begun.load(Ordering::Relaxed));
+        if self.seen.swap(moved, Ordering::Relaxed) != moved || self.stack().work.is_empty() {
+            return;
+        }
+        if self.present.load(Ordering::Relaxed) >= self.most.load(Ordering::Relaxed)
+            && self.most.load(Ordering::Relaxed) < self.limit
+        {
+            self.most.fetch_add(1, Ordering::Relaxed);
+        }
+        self.hire();
     }
 
     /// It has to stop at `until` now, if that is earlier.
@@ -272,7 +387,8 @@ impl Crew {
     /// Whether somebody would take work, or could be hired for it.
     #[must_use]
     pub fn has_hands(&self) -> bool {
-        self.idle.load(Ordering::Relaxed) > 0 || self.present.load(Ordering::Relaxed) < self.most
+        self.idle.load(Ordering::Relaxed) > 0
+            || self.present.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed)
     }
 
     /// Whether the last worker has left.
@@ -313,14 +429,17 @@ impl Crew {
     /// One more worker, where there may be one; whether it was hired. A thread that cannot be had (pids limit, no memory) is
     /// done without.
     pub fn hire(self: &Arc<Self>) -> bool {
-        let room = |n: usize| (n < self.most).then(|| n.saturating_add(1));
+        let most = self.most.load(Ordering::Relaxed);
+        let room = |n: usize| (n < most).then(|| n.saturating_add(1));
         if self.present.fetch_update(Ordering::AcqRel, Ordering::Relaxed, room).is_err() {
             return false;
         }
         let crew = Arc::clone(self);
         let hired = std::thread::Builder::new().stack_size(walk::STACK).spawn(move || crew.work()).is_ok();
         if !hired {
-            self.present.fetch_sub(1, Ordering::AcqRel);
+            let there = self.present.fetch_sub(1, Ordering::AcqRel);
+            // Nobody is to put work aside for him.
+            self.most.store(there.saturating_sub(1).max(1), Ordering::Relaxed);
         }
         hired
     }
@@ -369,6 +488,7 @@ impl Crew {
             }
             if let Some(work) = pop(&mut stack.work) {
                 stack.busy = stack.busy.saturating_add(1);
+                self.begun.fetch_add(1, Ordering::Relaxed);
                 return Some(work);
             }
             if stack.busy == 0 {
@@ -408,8 +528,7 @@ impl Crew {
                 Settled::Stays(why) => match (&node.parent, why) {
                     (Some(parent), Some(errno)) => parent.leave(errno),
                     (Some(_), None) => {}
-                    (None, None) => node.tree.emptied(),
-                    (None, Some(errno)) => node.tree.conclude(("failed", Some(format!("{errno:?}")))),
+                    (None, why) => node.tree.done(&node, why),
                 },
             }
             let Some(parent) = node.parent.clone() else { return };

@@ -19,6 +19,9 @@ use std::time::Duration;
 /// More workers than this have not been measured to gain anything, and each takes memory.
 const WORKERS: u64 = 4;
 
+/// A call that takes longer than this hangs, or might as well.
+const NUDGE: Duration = Duration::from_millis(50);
+
 /// A running scrub.
 #[derive(Debug)]
 pub struct Job {
@@ -27,6 +30,7 @@ pub struct Job {
     leftovers: bool,
     paths: Vec<PathBuf>,
     began: Instant,
+    nudged: Instant,
     budget: Duration,
 }
 
@@ -42,15 +46,11 @@ pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode:
     let paths = targets.iter().map(|t| t.path.clone()).collect();
     let most = if crowded { 1 } else { usize::try_from((cpu::available() / 1000).clamp(1, WORKERS)).unwrap_or(1) };
     let leftovers = before.is_some();
-    let crew = Arc::new(Crew::new(targets, before, until, most, mode == ScrubMode::Zero, done));
-    if crowded {
-        // Then nobody else has it.
-        let _ = crew.claim_room();
-    }
+    let crew = Arc::new(Crew::new(targets, before, until, most, crowded, mode == ScrubMode::Zero, done));
     if !crew.glance() && (!beside || !crew.hire()) {
         crew.work_alone();
     }
-    Job { crew, leftovers, paths, began, budget: until.since(began) }
+    Job { crew, leftovers, paths, began, nudged: began, budget: until.since(began) }
 }
 
 impl Job {
@@ -64,6 +64,18 @@ impl Job {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.crew.is_done()
+    }
+
+    /// When somebody has to look whether it hangs.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        (!self.is_done()).then_some(self.nudged.plus(NUDGE))
+    }
+
+    /// Looks whether it hangs: then somebody else goes on with what is left.
+    pub fn nudge(&mut self) {
+        self.nudged = clock::now();
+        self.crew.nudge();
     }
 
     /// It has to stop at `until` now, if that is earlier.

@@ -6,7 +6,7 @@
 use super::crew::Tree;
 use crate::kernel::files;
 use nix::errno::Errno;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
@@ -18,8 +18,6 @@ pub struct Node {
     name: CString,
     /// The directory it is in; `None` for a tree's own top.
     pub parent: Option<Arc<Node>>,
-    /// How many directories are above it in its tree.
-    pub depth: usize,
     /// Its tree.
     pub tree: Arc<Tree>,
     /// Who has to be done before it can be settled: its reader, its children, files given to somebody else.
@@ -31,6 +29,8 @@ pub struct Node {
     /// It was read to its end.
     ended: AtomicBool,
     widened: AtomicBool,
+    /// It is its tree's own, and keeps its mode.
+    top: bool,
     /// The first errno of this reading.
     left: AtomicI32,
 }
@@ -50,16 +50,23 @@ impl Node {
     /// A tree's own directory.
     #[must_use]
     pub fn top(fd: OwnedFd, tree: Arc<Tree>) -> Arc<Self> {
-        Arc::new(Self::new(fd, CString::default(), None, 0, tree))
+        Arc::new(Self::new(fd, CString::default(), None, tree, true))
     }
 
-    fn new(fd: OwnedFd, name: CString, parent: Option<Arc<Self>>, depth: usize, tree: Arc<Tree>) -> Self {
+    /// A directory that nobody waits for.
+    #[must_use]
+    pub fn alone(fd: OwnedFd, tree: &Arc<Tree>) -> Self {
+        Self::new(fd, CString::default(), None, Arc::clone(tree), false)
+    }
+
+    fn new(fd: OwnedFd, name: CString, parent: Option<Arc<Self>>, tree: Arc<Tree>, top: bool) -> Self {
+        tree.open.fetch_add(1, Ordering::Relaxed);
         Self {
             fd,
             name,
             parent,
-            depth,
             tree,
+            top,
             pending: AtomicUsize::new(1),
             changed: AtomicBool::new(false),
             guessed: AtomicBool::new(false),
@@ -69,21 +76,37 @@ impl Node {
         }
     }
 
-    /// Opens the directory `name` in `parent`; one that forbids it is made accessible.
+    /// Opens the directory `name` in `parent`.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn below(parent: &Arc<Self>, name: CString) -> Result<Arc<Self>, Errno> {
+        let fd = parent.open(&name)?;
+        Ok(Arc::new(Self::new(fd, name, Some(Arc::clone(parent)), Arc::clone(&parent.tree), false)))
+    }
+
+    /// Opens the directory `name` in it; one that forbids it is made accessible.
     ///
     /// # Errors
     /// `EXDEV` for a mount, `ELOOP` or `ENOTDIR` for what is no directory any more, and what open(2) answers.
-    pub fn below(parent: &Arc<Self>, name: CString) -> Result<Arc<Self>, Errno> {
-        let open = || files::open_below(parent.fd(), &name, parent.tree.device());
-        let fd = match open() {
+    pub fn open(&self, name: &CStr) -> Result<OwnedFd, Errno> {
+        match files::open_below(self.fd(), name) {
             Err(Errno::EACCES) => {
-                parent.widening(|| files::make_accessible(parent.fd(), &name))?;
-                open()?
+                self.widening(|| files::make_accessible(self.fd(), name))?;
+                files::open_below(self.fd(), name)
             }
-            result => result?,
-        };
-        let depth = parent.depth.saturating_add(1);
-        Ok(Arc::new(Self::new(fd, name, Some(Arc::clone(parent)), depth, Arc::clone(&parent.tree))))
+            result => result,
+        }
+    }
+
+    /// Whether the entry `name` is one that stays, and whether it is a directory. Asked only where there are such entries.
+    #[must_use]
+    pub fn stays(&self, name: &CStr) -> Option<bool> {
+        if !self.tree.keeps_any() {
+            return None;
+        }
+        let (inode, directory) = files::inode_of(self.fd(), name).ok()?;
+        self.tree.keeps(inode).then_some(directory)
     }
 
     /// The directory.
@@ -117,22 +140,34 @@ impl Node {
         let _ = self.left.compare_exchange(0, errno as i32, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    fn left(&self) -> Option<Errno> {
+    /// The first errno of this reading.
+    #[must_use]
+    pub fn left(&self) -> Option<Errno> {
         Some(self.left.load(Ordering::Relaxed)).filter(|&e| e != 0).map(Errno::from_raw)
     }
 
     /// Runs `call`; where the directory itself forbids it (mode 0500), makes it writable once and tries again.
     ///
     /// # Errors
-    /// What `call` answers, or fchmod(2).
+    /// What `call` answers.
     pub fn widening(&self, call: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
         match call() {
-            Err(Errno::EACCES | Errno::EPERM) if !self.widened.swap(true, Ordering::Relaxed) => {
-                files::make_writable(self.fd())?;
+            Err(Errno::EACCES | Errno::EPERM)
+                if !self.widened.swap(true, Ordering::Relaxed) && self.make_writable() =>
+            {
                 call()
             }
             result => result,
         }
+    }
+
+    fn make_writable(&self) -> bool {
+        if self.top
+            && let Ok(mode) = files::mode(self.fd())
+        {
+            self.tree.had_mode(mode);
+        }
+        files::make_writable(self.fd()).unwrap_or(false)
     }
 
     /// Everything found in it was dealt with: removes it, or says why not.
@@ -143,10 +178,11 @@ impl Node {
             self.changed.swap(false, Ordering::AcqRel) && {
                 self.left.store(0, Ordering::Relaxed);
                 self.ended.store(false, Ordering::Relaxed);
-                files::rewind(self.fd()).map_err(|errno| self.leave(errno)).is_ok()
+                files::seek(self.fd(), 0).map_err(|errno| self.leave(errno)).is_ok()
             }
         };
-        let Some(parent) = &self.parent else {
+        let kept = || self.tree.keeps_any() && files::inode(self.fd()).is_ok_and(|inode| self.tree.keeps(inode));
+        let Some(parent) = self.parent.as_ref().filter(|_| !kept()) else {
             return if reread() { Settled::Again } else { Settled::Stays(self.left()) };
         };
         match parent.widening(|| files::rmdir(parent.fd(), &self.name)) {
@@ -160,5 +196,11 @@ impl Node {
             Err(Errno::ENOTEMPTY | Errno::EEXIST) if reread() || !self.ended.load(Ordering::Relaxed) => Settled::Again,
             Err(errno) => Settled::Stays(self.left().or(Some(errno))),
         }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.tree.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,14 +1,19 @@
 //! Which paths are scrubbed, and why the others are not.
 
-use crate::kernel::files;
+use super::crew::{Tree, Verdict};
+use crate::kernel::files::{self, Identity};
 use crate::kernel::limits;
 use crate::kernel::mounts::{Mount, holder};
 use nix::errno::Errno;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// The container's own temporary directories.
 pub const DEFAULTS: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
+
+/// How many targets are held from before the spawn, so that they are found where they have been moved to; of the others it is only
+/// said that they are not where they were.
+const HELD: usize = 8;
 
 /// One path to scrub.
 #[derive(Debug)]
@@ -21,6 +26,100 @@ pub struct Target {
     pub at_hand: bool,
     /// It is on a tmpfs that no other target is on and nobody else writes to: the space it gives back can be measured.
     pub own_tmpfs: bool,
+    /// Device and inode of what stays in it: gracekeeper's own files, other targets, and the directories they are in.
+    pub keeps: Vec<(u64, u64)>,
+    /// What the record says of it though it is `complete`.
+    pub note: Option<String>,
+    /// What it was before the spawn, where it was there.
+    was: Option<Was>,
+}
+
+#[derive(Debug)]
+struct Was {
+    identity: Identity,
+    writable: bool,
+    held: Option<OwnedFd>,
+}
+
+impl Target {
+    /// One that was not looked at yet.
+    #[must_use]
+    pub const fn new(path: PathBuf, source: Source) -> Self {
+        Self { path, source, at_hand: false, own_tmpfs: false, keeps: Vec::new(), note: None, was: None }
+    }
+
+    /// Whether `dir` is what was there before the spawn, and is seen through the same mount.
+    #[must_use]
+    pub fn is_still(&self, dir: BorrowedFd<'_>) -> bool {
+        self.was.as_ref().is_none_or(|was| files::identity(dir).is_ok_and(|now| now == was.identity))
+    }
+
+    /// Opens it, wherever it is now; what is wrong with that is told to `tree`.
+    ///
+    /// # Errors
+    /// The verdict, where there is nothing to scrub.
+    pub fn reach(&mut self, tree: &Tree) -> Result<OwnedFd, Verdict> {
+        let top = match std::mem::replace(&mut self.source, Source::Path) {
+            Source::Skipped(why) => return Err(("skipped", Some(why.to_owned()))),
+            Source::Private(fd) => return Ok(fd),
+            Source::Path => self.reach_by_path(tree)?,
+        };
+        if files::is_read_only(top.as_fd()) {
+            let was_not = self.was.as_ref().is_some_and(|was| was.writable);
+            return Err(if was_not {
+                ("failed", Some("read-only, and was not".to_owned()))
+            } else {
+                ("skipped", Some("read-only".to_owned()))
+            });
+        }
+        Ok(top)
+    }
+
+    fn reach_by_path(&self, tree: &Tree) -> Result<OwnedFd, Verdict> {
+        let here = readable(files::open_path(&self.path), || files::see_path(&self.path), tree);
+        if here.as_ref().is_ok_and(|dir| self.is_still(dir.as_fd())) {
+            return here.map_err(|errno| ("failed", Some(format!("open: {errno:?}"))));
+        }
+        // Somewhere else: it was moved away, or something covers it. Removed, it left nothing behind.
+        if let Some(held) = self.was.as_ref().and_then(|was| was.held.as_ref())
+            && !files::is_removed(held.as_fd())
+        {
+            tree.displace("it is not at its path any more: emptied where it is, and not what is there now");
+            let opened = readable(files::read_seen(held.as_fd()), || held.try_clone().map_err(|_| Errno::EMFILE), tree);
+            return opened.map_err(|errno| ("failed", Some(format!("open: {errno:?}"))));
+        }
+        let unheld = self.was.as_ref().is_some_and(|was| was.held.is_none());
+        match here {
+            Ok(dir) => {
+                if unheld {
+                    tree.displace("another directory is at its path now");
+                }
+                Ok(dir)
+            }
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) if unheld => {
+                Err(("failed", Some("it is not at its path any more".to_owned())))
+            }
+            Err(Errno::ENOENT) => Err(("skipped", Some("absent".to_owned()))),
+            Err(Errno::ELOOP) => Err(("skipped", Some("a symlink".to_owned()))),
+            Err(errno) => Err(("failed", Some(format!("open: {errno:?}")))),
+        }
+    }
+}
+
+/// A directory that its mode forbids us to read is given back to its owner until it is empty.
+fn readable(
+    opened: Result<OwnedFd, Errno>,
+    see: impl Fn() -> Result<OwnedFd, Errno>,
+    tree: &Tree,
+) -> Result<OwnedFd, Errno> {
+    if opened.as_ref().err() != Some(&Errno::EACCES) {
+        return opened;
+    }
+    let seen = see()?;
+    let mode = files::mode(seen.as_fd())?;
+    files::set_mode(seen.as_fd(), mode | 0o700).map_err(|_| Errno::EACCES)?;
+    tree.had_mode(mode);
+    files::read_seen(seen.as_fd())
 }
 
 /// Where a target's directory comes from.
@@ -34,21 +133,23 @@ pub enum Source {
     Skipped(&'static str),
 }
 
-/// The targets of a run. Looked up before the spawn, when the paths are still what the image or the operator made them.
+/// The targets of a run. Looked up before the spawn, when the paths are still what the image or the operator made them; `own` are
+/// the supervisor's own files, which stay where they are.
 #[must_use]
 pub fn resolve(
     named: &[PathBuf],
     pid1: bool,
     private: Option<(PathBuf, OwnedFd)>,
     mounts: Option<&[Mount]>,
+    own: &[PathBuf],
 ) -> Vec<Target> {
     let mut targets = Vec::new();
     // First, so that a budget used up elsewhere does not leave the run's own directory on somebody's machine.
     if let Some((path, fd)) = private {
-        targets.push(Target { path, source: Source::Private(fd), at_hand: false, own_tmpfs: false });
+        targets.push(Target::new(path, Source::Private(fd)));
     }
     // Without symlinks from here on: a part that the workload makes into one is refused at the scrub.
-    let named: Vec<PathBuf> = named.iter().map(|p| std::fs::canonicalize(p).unwrap_or_else(|_| p.clone())).collect();
+    let named: Vec<PathBuf> = named.iter().map(|p| files::real(p)).collect();
     let mounts = mounts.filter(|_| pid1);
     if pid1 {
         for path in DEFAULTS.map(PathBuf::from) {
@@ -60,37 +161,60 @@ pub fn resolve(
             } else {
                 Source::Path
             };
-            targets.push(Target { path, source, at_hand: false, own_tmpfs: false });
+            targets.push(Target::new(path, source));
         }
     }
-    targets.extend(named.into_iter().map(|path| Target {
-        path,
-        source: Source::Path,
-        at_hand: false,
-        own_tmpfs: false,
-    }));
+    targets.extend(named.into_iter().map(|path| Target::new(path, Source::Path)));
     let held: Vec<Option<&Mount>> = targets.iter().map(|t| mounts.and_then(|m| holder(&t.path, m))).collect();
     let fixed = pid1 && !limits::may_mount();
-    for (target, mount) in targets.iter_mut().zip(&held) {
-        if fixed && matches!(target.source, Source::Path) {
-            look(target);
+    let own: Vec<PathBuf> = own.iter().map(|path| files::real(path)).collect();
+    let paths: Vec<PathBuf> = targets.iter().map(|t| t.path.clone()).collect();
+    for (n, (target, mount)) in targets.iter_mut().zip(&held).enumerate() {
+        if matches!(target.source, Source::Path) {
+            look(target, fixed, mount.is_some_and(|m| !m.read_only), n < HELD);
         }
         target.own_tmpfs = mount.is_some_and(|own| {
             own.kind == "tmpfs" && held.iter().flatten().filter(|other| other.device == own.device).count() == 1
         });
+        keep(target, &own, &paths);
     }
     targets
 }
 
+/// What is in it and has to stay: by device and inode, since the workload may move it about.
+fn keep(target: &mut Target, own: &[PathBuf], targets: &[PathBuf]) {
+    use std::os::unix::fs::MetadataExt;
+    let inside = |path: &&PathBuf| **path != target.path && path.starts_with(&target.path);
+    let files = own.iter().filter(inside);
+    target.note = files
+        .clone()
+        .next()
+        .map(|file| format!("it holds {}, which stays", crate::settings::cli::printable(file.as_os_str())));
+    for path in files.chain(targets.iter().filter(inside)) {
+        for above in path.ancestors().take_while(|above| *above != target.path) {
+            if let Ok(found) = std::fs::symlink_metadata(above) {
+                target.keeps.push((found.dev(), found.ino()));
+            }
+        }
+    }
+}
+
 /// Where nothing can be mounted any more, what is read-only now stays so, and what is a tmpfs is one at the end: then no disk is
-/// asked when there is no time. Everything else is left to the scrub, which sees and says what is there then.
-fn look(target: &mut Target) {
-    let dir = files::open_path(&target.path);
-    match &dir {
-        Ok(dir) if files::is_read_only(dir.as_fd()) => target.source = Source::Skipped("read-only"),
-        Ok(dir) => target.at_hand = files::file_system(dir.as_fd()) == libc::TMPFS_MAGIC,
-        Err(Errno::ENOENT) => {
-            let above = target.path.ancestors().skip(1).find_map(|above| files::open_path(above).ok());
+/// asked when there is no time. Everything else is left to the scrub, which sees and says what is there then, and no file system is asked that may not answer.
+fn look(target: &mut Target, fixed: bool, writable: bool, hold: bool) {
+    match files::see_path(&target.path) {
+        Ok(dir) => {
+            if fixed && files::is_read_only(dir.as_fd()) {
+                target.source = Source::Skipped("read-only");
+                return;
+            }
+            target.at_hand = fixed && files::file_system(dir.as_fd()) == libc::TMPFS_MAGIC;
+            if let Ok(identity) = files::identity(dir.as_fd()) {
+                target.was = Some(Was { identity, writable, held: hold.then_some(dir) });
+            }
+        }
+        Err(Errno::ENOENT) if fixed => {
+            let above = target.path.ancestors().skip(1).find_map(|above| files::see_path(above).ok());
             if above.is_some_and(|above| files::is_read_only(above.as_fd())) {
                 target.source = Source::Skipped("absent");
             }
@@ -102,8 +226,11 @@ fn look(target: &mut Target) {
 /// Why `--scrub PATH` is refused; `protected` are the supervisor's own files.
 #[must_use]
 pub fn refuse(path: &Path, protected: &[PathBuf]) -> Option<String> {
-    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let real = files::real(path);
     let shown = crate::settings::cli::printable(path.as_os_str());
+    if real.components().any(|part| part == std::path::Component::ParentDir) {
+        return Some(format!("--scrub: {shown:?} goes up from what is not there"));
+    }
     if real.parent().is_none() {
         return Some(format!("--scrub: {shown:?} is the root directory"));
     }
@@ -114,7 +241,7 @@ pub fn refuse(path: &Path, protected: &[PathBuf]) -> Option<String> {
     }
     protected
         .iter()
-        .map(|own| std::fs::canonicalize(own).unwrap_or_else(|_| own.clone()))
+        .map(|own| files::real(own))
         .find(|own| own.starts_with(&real))
         .map(|own| format!("--scrub: {shown:?} holds {:?}", crate::settings::cli::printable(own.as_os_str())))
 }
@@ -148,7 +275,7 @@ mod tests {
     use super::*;
 
     fn mount(point: &str, kind: &str, root: &str) -> Mount {
-        Mount { point: point.into(), kind: kind.into(), root: root.into(), device: String::new() }
+        Mount { point: point.into(), kind: kind.into(), root: root.into(), device: String::new(), read_only: false }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A worker: reads a directory, removes its files, hands on its directories.
 //!
-//! Invariant: never follows a symlink, never crosses a mount, never leaves its trees; bounded memory and at most
-//! `DESCRIPTORS` directories open, whatever the depth: what lies deeper is first moved up, where a later reading finds it.
+//! Invariant: never follows a symlink, never crosses a mount, never leaves its trees; bounded memory and about `DESCRIPTORS`
+//! directories open, whatever the tree: what there are none for, or no room for its name, is burrowed into.
 //! docs/scrub.md has the measurements behind the choices.
 
 use super::crew::{Crew, Names, Work};
@@ -14,19 +14,18 @@ use crate::switches::without;
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// How many directories are open at once, all workers together.
-pub const DESCRIPTORS: usize = 44;
+/// How many directories are open at once, all workers together, before the next one is burrowed into: a burrow has one or two more.
+pub const DESCRIPTORS: usize = 28;
 /// A worker's stack.
 pub const STACK: usize = 128 * 1024;
 /// What is read of a directory at once: enough to sort a good part of it.
 const BUFFER: usize = 64 * 1024;
 /// What is read of a large directory on a disk, in pieces of `BUFFER`, before its first file goes: in the order of a whole one's
 /// inodes a file costs four fifths of what it costs in the order of many parts.
-const LARGE: usize = 1024 * 1024;
+const LARGE: usize = 512 * 1024;
 /// No entry is longer (19 + 255 + NUL, aligned): with more room than that, a read has reached the end.
 const LONGEST: usize = 280;
 /// From how many files on sharing them is worth waking somebody.
@@ -35,7 +34,7 @@ const SHARED: usize = 128;
 /// One worker and what it keeps between directories.
 #[derive(Debug)]
 pub struct Worker<'a> {
-    crew: &'a Arc<Crew>,
+    pub(super) crew: &'a Arc<Crew>,
     buffer: Vec<u8>,
     /// Inode and place in the buffer of each entry: files, then directories.
     files: Vec<(u64, usize)>,
@@ -64,7 +63,7 @@ impl<'a> Worker<'a> {
             Work::Read(node) => self.read(&node),
             Work::Enter(node, mut names) => {
                 if let Some(name) = names.pop() {
-                    self.enter(&node, name);
+                    self.enter(node, name);
                 }
             }
             Work::Files(node, mut names) => {
@@ -80,43 +79,41 @@ impl<'a> Worker<'a> {
     }
 
     /// Looks at the clock at first and then every few calls: one costs as much as a tenth of an unlink.
-    fn is_over(&mut self) -> bool {
+    pub(super) fn is_over(&mut self) -> bool {
         self.since_check = self.since_check.wrapping_add(1);
         self.crew.is_stopped() || (self.since_check.is_multiple_of(16) && self.crew.is_over())
     }
 
-    fn open(&mut self, number: usize, target: Target) {
+    fn open(&mut self, number: usize, mut target: Target) {
         let Some(tree) = self.crew.trees.get(number) else { return };
-        let top = match target.source {
-            Source::Skipped(why) => return tree.conclude(("skipped", Some(why.to_owned()))),
-            Source::Private(fd) => fd,
-            Source::Path => match files::open_path(&target.path) {
-                Ok(fd) => fd,
-                Err(Errno::ENOENT) => return tree.conclude(("skipped", Some("absent".to_owned()))),
-                Err(Errno::ELOOP) => return tree.conclude(("skipped", Some("a symlink".to_owned()))),
-                Err(errno) => return tree.conclude(("failed", Some(format!("open: {errno:?}")))),
-            },
-        };
-        if files::is_read_only(top.as_fd()) {
-            return tree.conclude(("skipped", Some("read-only".to_owned())));
-        }
-        match tree.begin(&top, target.own_tmpfs) {
-            Ok(()) => self.read(&Node::top(top, Arc::clone(tree))),
-            Err(errno) => tree.conclude(("failed", Some(format!("fstat: {errno:?}")))),
+        match target.reach(tree) {
+            Ok(top) => {
+                tree.begin(&top, target.own_tmpfs);
+                // What it was looked at by is needed no more.
+                drop(target);
+                self.read(&Node::top(top, Arc::clone(tree)));
+            }
+            Err(verdict) => tree.conclude(verdict),
         }
     }
 
-    fn enter(&mut self, parent: &Arc<Node>, name: CString) {
-        match Node::below(parent, name.clone()) {
+    fn enter(&mut self, parent: Arc<Node>, name: CString) {
+        if self.crew.is_stretched() {
+            if !self.burrow(&parent, &name) {
+                return;
+            }
+            return self.crew.finish(parent);
+        }
+        match Node::below(&parent, name.clone()) {
             Ok(node) => return self.read(&node),
             // Not a directory any more: whatever it is now, its name goes.
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
-                remove(self.crew, parent, &name, libc::DT_UNKNOWN);
+                remove(self.crew, &parent, &name, libc::DT_UNKNOWN);
             }
             Err(Errno::ENOENT) => {}
             Err(errno) => parent.leave(errno),
         }
-        self.crew.finish(Arc::clone(parent));
+        self.crew.finish(parent);
     }
 
     /// Reads `node` until it finds directories to enter, or the end.
@@ -138,6 +135,7 @@ impl<'a> Worker<'a> {
                 }
                 continue;
             }
+            let found = found.kept(self.crew);
             self.crew.push([Work::Read(Arc::clone(node)), Work::Enter(Arc::clone(node), found)]);
             if count > 1 {
                 self.crew.call();
@@ -207,12 +205,12 @@ impl<'a> Worker<'a> {
 
     /// Removes the files just read; false when the time is up.
     fn remove_files(&mut self, node: &Arc<Node>) -> bool {
-        if self.files.len() >= SHARED && self.crew.has_hands() {
+        if self.files.len() >= SHARED && self.crew.has_hands() && !self.crew.is_full(BUFFER) {
             let mut names = Names::default();
             let half = self.files.split_off(self.files.len() / 2);
             half.iter().rev().filter_map(|&(_, at)| self.name(at)).for_each(|(name, _)| names.push(name));
             node.expect(1);
-            self.crew.push([Work::Files(Arc::clone(node), names)]);
+            self.crew.push([Work::Files(Arc::clone(node), names.kept(self.crew))]);
             self.crew.call();
         }
         for i in 0..self.files.len() {
@@ -229,8 +227,8 @@ impl<'a> Worker<'a> {
         true
     }
 
-    /// Removes the empty ones of the directories just read. The others are to be entered, or are moved up when they lie
-    /// too deep; `None` when the time is up.
+    /// Removes the empty ones of the directories just read, and burrows into those there is no room for. The others are to be
+    /// entered; `None` when the time is up.
     fn remove_directories(&mut self, node: &Arc<Node>) -> Option<(Names, usize)> {
         let mut found = Names::default();
         let mut count = 0usize;
@@ -240,17 +238,19 @@ impl<'a> Worker<'a> {
             }
             let Some(&(_, at)) = self.directories.get(i) else { continue };
             let Some((name, _)) = self.name(at) else { continue };
+            let kept = node.stays(name).is_some();
             // An empty one costs this one call. The others are told apart by open(2), except a mount point.
-            match node.widening(|| files::rmdir(node.fd(), name)) {
+            match node.widening(|| if kept { Err(Errno::ENOTEMPTY) } else { files::rmdir(node.fd(), name) }) {
                 Ok(()) => {
                     node.tree.removed(0);
                     node.changed.store(true, Ordering::Release);
                 }
                 Err(Errno::ENOENT) => {}
                 Err(Errno::EBUSY) if !without("own_tree") => node.leave(Errno::EBUSY),
-                Err(_) if node.depth.saturating_add(1) >= self.crew.window() => {
-                    if let Err(errno) = self.move_up(node, name) {
-                        node.leave(errno);
+                Err(_) if self.crew.is_full(found.len()) => {
+                    let name = name.to_owned();
+                    if !self.burrow(node, &name) {
+                        return None;
                     }
                 }
                 Err(_) => {
@@ -261,36 +261,6 @@ impl<'a> Worker<'a> {
         }
         node.expect(count);
         Some((found, count))
-    }
-
-    /// Too deep: as high up as it may go, under a name that no entry has.
-    fn move_up(&self, node: &Arc<Node>, name: &CStr) -> Result<(), Errno> {
-        let mut above: Vec<&Arc<Node>> = std::iter::successors(node.parent.as_ref(), |n| n.parent.as_ref()).collect();
-        let mut failed = Errno::EXDEV;
-        while let Some(to) = above.pop() {
-            let number = self.crew.fresh.fetch_add(1, Ordering::Relaxed);
-            let fresh = CString::new(format!(".gracekeeper-scrub-{number:x}")).map_err(|_| Errno::EINVAL)?;
-            let rename = || files::rename(node.fd(), name, to.fd(), &fresh);
-            let moved = match rename() {
-                // Moving a directory changes its `..`, so it must be writable itself, and both parents too.
-                Err(Errno::EACCES | Errno::EPERM) => {
-                    let _ = files::make_writable(node.fd());
-                    let _ = files::make_accessible(node.fd(), name);
-                    rename()
-                }
-                result => result,
-            };
-            match moved {
-                Ok(()) => {
-                    to.changed.store(true, Ordering::Release);
-                    node.changed.store(true, Ordering::Release);
-                    return Ok(());
-                }
-                Err(Errno::ENOENT) => return Ok(()),
-                Err(errno) => failed = errno,
-            }
-        }
-        Err(failed)
     }
 }
 
@@ -306,7 +276,7 @@ pub fn glance(crew: &Crew, work: Work) -> Option<Work> {
             crew.trees.get(number)?.conclude(("skipped", Some(why.to_owned())));
             None
         }
-        Work::Open(number, target) if target.at_hand && is_empty(&target.path) => {
+        Work::Open(number, target) if target.at_hand && is_empty(&target) => {
             crew.trees.get(number)?.conclude(("complete", None));
             None
         }
@@ -314,11 +284,11 @@ pub fn glance(crew: &Crew, work: Work) -> Option<Work> {
     }
 }
 
-/// Whether it is a directory without entries that can be written to.
-fn is_empty(path: &Path) -> bool {
+/// Whether it is the directory that it was, without entries, and can be written to.
+fn is_empty(target: &Target) -> bool {
     let mut buffer = [0; 2 * LONGEST];
-    let Ok(dir) = files::open_path(path) else { return false };
-    if files::is_read_only(dir.as_fd()) {
+    let Ok(dir) = files::open_path(&target.path) else { return false };
+    if !target.is_still(dir.as_fd()) || files::is_read_only(dir.as_fd()) {
         return false;
     }
     let Ok(read) = files::read_entries(dir.as_fd(), &mut buffer) else { return false };
@@ -334,16 +304,29 @@ fn is_empty(path: &Path) -> bool {
 }
 
 /// Removes what is no directory; true where it is one.
-fn remove(crew: &Crew, node: &Arc<Node>, name: &CStr, kind: u8) -> bool {
+pub fn remove(crew: &Crew, node: &Node, name: &CStr, kind: u8) -> bool {
+    if let Some(directory) = node.stays(name) {
+        return directory;
+    }
     if kind == libc::DT_LNK && without("own_tree") && files::leads_to_directory(node.fd(), name) {
         return true;
     }
     let regular = matches!(kind, libc::DT_REG | libc::DT_UNKNOWN);
     let sized = node.tree.asks_sizes() && regular;
-    let bytes = if sized { files::space_of(node.fd(), name) } else { 0 };
-    let unlinked = match &node.tree.zeroed {
+    let (space, links) = if sized { files::space_of(node.fd(), name) } else { (0, 0) };
+    let unlink = || match &node.tree.zeroed {
         Some(zeroed) if regular => zero::unlink(node, name, zeroed, crew),
         _ => node.widening(|| files::unlink(node.fd(), name)),
+    };
+    let (unlinked, bytes) = if links > 1 {
+        // Its space goes with its last name, which may be the one that somebody else removes.
+        let _one_at_a_time = crew.linked();
+        let seen = files::look_at(node.fd(), name);
+        let unlinked = unlink();
+        let last = seen.is_ok_and(|file| files::links(file.as_fd()) == Some(0));
+        (unlinked, if last { space } else { 0 })
+    } else {
+        (unlink(), space)
     };
     match unlinked {
         Ok(()) => {

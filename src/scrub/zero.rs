@@ -59,7 +59,9 @@ pub fn unlink(node: &Node, name: &CStr, zeroed: &Zeroed, crew: &Crew) -> Result<
     let mut done = false;
     if let Some(file) = nameless.and_then(|fd| files::open_for_overwriting(fd.as_fd()).ok()) {
         let mut bytes = 0;
-        done = files::overwrite(file.as_fd(), CHUNK, &mut bytes, &|| crew.is_over()).is_ok();
+        // The bytes of its attributes are where nobody can write over them.
+        done = files::overwrite(file.as_fd(), CHUNK, &mut bytes, &|| crew.is_over()).is_ok()
+            && !files::has_user_attributes(file.as_fd());
         zeroed.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
     if looked.is_some() {

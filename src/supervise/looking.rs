@@ -5,6 +5,7 @@ use crate::audit::record::{Activity, Body};
 use crate::kernel::clock;
 use crate::machine::step::{Event, State};
 use crate::machine::types::{Behaviour, Instant};
+use crate::scrub::job::Job;
 use crate::seal;
 use crate::switches::without;
 use crate::watch::activity::activity;
@@ -50,7 +51,8 @@ impl Supervisor {
                 let frozen = (!self.frozen.is_empty()).then_some(self.refreeze);
                 self.watch.due().into_iter().chain(frozen).min()
             }
-            State::Draining { .. } | State::Scrubbing { .. } | State::Sealing | State::Done(_) => None,
+            State::Scrubbing { .. } => self.scrub.as_ref().and_then(Job::due),
+            State::Draining { .. } | State::Sealing | State::Done(_) => None,
         }
     }
 
@@ -61,7 +63,8 @@ impl Supervisor {
                 self.facts.peak(alive);
             }
             State::Terminating(_) => self.watch_the_grace(),
-            State::Draining { .. } | State::Scrubbing { .. } | State::Sealing | State::Done(_) => {}
+            State::Scrubbing { .. } => self.scrub.iter_mut().for_each(Job::nudge),
+            State::Draining { .. } | State::Sealing | State::Done(_) => {}
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 fn started(tree: &Path, budget: Duration) -> Job {
-    let target = Target { path: tree.to_owned(), source: Source::Path, at_hand: false, own_tmpfs: false };
+    let target = Target::new(tree.to_owned(), Source::Path);
     job::start(vec![target], None, clock::now().plus(budget), ScrubMode::Delete, false)
 }
 

@@ -1,0 +1,188 @@
+//! Emptying a directory with one descriptor, however deep it is: down into the first directory that is not empty, and back by `..`
+//! when nothing is left in it.
+//!
+//! For what lies deeper than there are descriptors, and for everything where there is no memory for names. Sixteen bytes are kept of
+//! each level, to know that `..` led back to where it came from: who is still alive (not PID 1) may have moved a directory meanwhile.
+
+use super::node::Node;
+use super::walk::{Worker, remove};
+use crate::kernel::files;
+use nix::errno::Errno;
+use std::ffi::{CStr, CString};
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+/// What is read of a directory at once: the most that one level may take of the stack's memory, many times over.
+const BUFFER: usize = 8 * 1024;
+/// Levels that there is room for before there has to be more.
+const LEVELS: usize = 1024;
+
+/// A level above the one that is being emptied.
+#[derive(Debug)]
+struct Level {
+    /// Which directory, and in the lowest bit whether something was removed from it.
+    who: u64,
+    /// Where in it the directory below was found.
+    at: i64,
+}
+
+/// How far a directory was emptied.
+#[derive(Debug)]
+enum Found {
+    /// Nothing is left that could be removed or entered.
+    End,
+    /// This one has to be entered first.
+    Below(CString),
+    /// The time is up.
+    Over,
+}
+
+fn mark(fd: std::os::fd::BorrowedFd<'_>) -> Result<u64, Errno> {
+    let (device, inode) = files::inode(fd)?;
+    Ok(inode.wrapping_add(device.rotate_left(40)) << 1)
+}
+
+impl Worker<'_> {
+    /// Empties the directory `name` of `base` and removes it; false when the time is up.
+    pub(super) fn burrow(&mut self, base: &Node, name: &CStr) -> bool {
+        let first = match base.open(name) {
+            Ok(fd) => Node::alone(fd, &base.tree),
+            Err(Errno::ELOOP | Errno::ENOTDIR) => {
+                remove(self.crew, base, name, libc::DT_UNKNOWN);
+                return true;
+            }
+            Err(Errno::ENOENT) => return true,
+            Err(errno) => {
+                base.leave(errno);
+                return true;
+            }
+        };
+        match self.empty(base, first) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(errno) => base.leave(errno),
+        }
+        if base.stays(name).is_none() {
+            match base.widening(|| files::rmdir(base.fd(), name)) {
+                Ok(()) => {
+                    base.tree.removed(0);
+                    base.changed.store(true, Ordering::Release);
+                }
+                Err(Errno::ENOENT) => {}
+                Err(errno) => base.leave(errno),
+            }
+        }
+        true
+    }
+
+    fn empty(&mut self, base: &Node, mut here: Node) -> Result<bool, Errno> {
+        let mut above: Vec<Level> = Vec::new();
+        let mut at = 0;
+        // One that was entered and could not be removed: not to be entered again at once.
+        let mut stuck = None;
+        loop {
+            match self.level(&here, &mut at, stuck)? {
+                Found::Over => return Ok(false),
+                Found::Below(name) => {
+                    stuck = None;
+                    match here.open(&name) {
+                        Ok(fd) => {
+                            if above.len() == above.capacity() {
+                                let more = LEVELS.max(above.len() / 4);
+                                above.try_reserve_exact(more).map_err(|_| Errno::ENOMEM)?;
+                            }
+                            let changed = u64::from(here.changed.load(Ordering::Relaxed));
+                            above.push(Level { who: mark(here.fd())? | changed, at });
+                            here = Node::alone(fd, &base.tree);
+                            at = 0;
+                        }
+                        Err(Errno::ELOOP | Errno::ENOTDIR) => {
+                            remove(self.crew, &here, &name, libc::DT_UNKNOWN);
+                        }
+                        Err(Errno::ENOENT) => {}
+                        Err(errno) => {
+                            here.leave(errno);
+                            stuck = files::inode_of(here.fd(), &name).ok().map(|(inode, _)| inode);
+                        }
+                    }
+                }
+                Found::End => {
+                    if let Some(errno) = here.left() {
+                        base.leave(errno);
+                    }
+                    let Some(level) = above.pop() else { return Ok(true) };
+                    stuck = Some(files::inode(here.fd())?);
+                    let back = files::parent(here.fd())?;
+                    if mark(back.as_fd())? != level.who & !1 {
+                        return Err(Errno::ESTALE);
+                    }
+                    here = Node::alone(back, &base.tree);
+                    here.changed.store(level.who & 1 == 1, Ordering::Relaxed);
+                    at = level.at;
+                }
+            }
+        }
+    }
+
+    /// Removes what can be removed of `here`, from `at` on; there is the one to be entered then.
+    fn level(&mut self, here: &Node, at: &mut i64, stuck: Option<(u64, u64)>) -> Result<Found, Errno> {
+        let mut buffer = [0u8; BUFFER];
+        loop {
+            files::seek(here.fd(), *at)?;
+            let mut before = *at;
+            loop {
+                let read = files::read_entries(here.fd(), &mut buffer)?;
+                if read == 0 {
+                    break;
+                }
+                let mut place = 0;
+                while let Some((entry, next)) = files::entry(buffer.get(..read).unwrap_or_default(), place) {
+                    place = next;
+                    let found = if entry.name == c"." || entry.name == c".." {
+                        false
+                    } else if self.is_over() {
+                        return Ok(Found::Over);
+                    } else {
+                        (entry.kind == libc::DT_DIR || remove(self.crew, here, entry.name, entry.kind))
+                            && self.has_to_be_entered(here, entry.name, stuck)
+                    };
+                    if found {
+                        *at = before;
+                        return Ok(Found::Below(entry.name.to_owned()));
+                    }
+                    before = entry.next;
+                }
+            }
+            // Removing while reading may make a file system skip entries: again, until a reading changes nothing.
+            if !here.changed.swap(false, Ordering::Relaxed) {
+                return Ok(Found::End);
+            }
+            *at = 0;
+        }
+    }
+
+    fn has_to_be_entered(&self, here: &Node, name: &CStr, stuck: Option<(u64, u64)>) -> bool {
+        let is_stuck =
+            || stuck.is_some() && files::inode_of(here.fd(), name).is_ok_and(|(inode, _)| Some(inode) == stuck);
+        if here.stays(name).is_some() {
+            return !is_stuck();
+        }
+        match here.widening(|| files::rmdir(here.fd(), name)) {
+            Ok(()) => {
+                here.tree.removed(0);
+                here.changed.store(true, Ordering::Relaxed);
+                false
+            }
+            Err(Errno::ENOENT) => false,
+            Err(Errno::EBUSY) => {
+                here.leave(Errno::EBUSY);
+                false
+            }
+            Err(errno) if is_stuck() => {
+                here.leave(errno);
+                false
+            }
+            Err(_) => true,
+        }
+    }
+}
