@@ -384,6 +384,7 @@ fn not_scrubbed(targets: &[Target]) -> Cleanup {
             })
             .collect(),
         ipc: None,
+        in_doubt: false,
         budget_ms: 0,
         used_ms: 0,
     }

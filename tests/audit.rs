@@ -94,6 +94,7 @@ fn seal() -> EvaluationTerminated {
                 zeroed: Some(Zeroed { files: 1, bytes: 2, skipped: 3, why: Some("w".into()) }),
             }],
             ipc: Some(Ipc { left: 1, ..Ipc::default() }),
+            in_doubt: false,
             budget_ms: 1,
             used_ms: 1,
         },

@@ -336,6 +336,9 @@ pub struct Cleanup {
     /// As PID 1: System V IPC and POSIX queues that were not there before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ipc: Option<Ipc>,
+    /// Of those something may be left. Not in the record: it has `cleanup_status`.
+    #[serde(skip)]
+    pub in_doubt: bool,
     /// What it was allowed, ms.
     pub budget_ms: u64,
     /// What it took, ms.
@@ -372,7 +375,7 @@ pub struct Ipc {
     pub message_queues: u64,
     /// POSIX message queues.
     pub posix_queues: u64,
-    /// New ones that are not the workload's, or could not be removed.
+    /// New ones that are not the workload's, or could not be removed, or were not reached in time.
     pub left: u64,
 }
 

@@ -72,11 +72,11 @@ fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 
-/// `file` of v2, `cache` of v1.
+/// `file` of v2, `cache` of v1, without the `shmem` in it: what is on a tmpfs or in shared memory cannot be taken back.
 fn cache(stat: &[u8]) -> u64 {
-    stat.split(|&b| b == b'\n')
-        .find_map(|line| number(line.strip_prefix(b"file ").or_else(|| line.strip_prefix(b"cache "))?))
-        .unwrap_or(0)
+    let of = |name: &[u8]| stat.split(|&b| b == b'\n').find_map(|line| number(line.strip_prefix(name)?));
+    let all = of(b"file ").or_else(|| of(b"cache ")).unwrap_or(0);
+    all.saturating_sub(of(b"shmem ").unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -93,6 +93,14 @@ mod tests {
         let names = ["memory.current", "memory.max"];
         let high = || Pressure::of(dir.path().to_path_buf(), names).unwrap().is_high();
         assert!(!high());
+        // The same, on a tmpfs.
+        for kind in ["file", "cache"] {
+            put("memory.stat", &format!("anon 20000\n{kind} 100000000\nrss 1\nshmem 99000000\nshmem_thp 0\n"));
+            assert!(high());
+            put("memory.stat", &format!("{kind} 100000000\nshmem_thp 90000000\nshmem 1000000\n"));
+            assert!(!high());
+        }
+        assert_eq!((cache(b"file 5\nshmem 9\n"), cache(b"shmem 9\n")), (0, 0));
         put("memory.stat", "cache 0\nrss 17000000\n");
         assert!(high());
         put("memory.current", "34000000\n");

@@ -3,12 +3,11 @@
 //!
 //! Invariant: whoever leaves last reports the end, so no count changes after it.
 
-use super::leftovers::Before;
+use super::leftovers::{Before, Cleared};
 use super::node::{Node, Settled};
 use super::targets::{Source, Target};
 use super::walk;
 use super::zero::Zeroed;
-use crate::audit::record::Ipc;
 use crate::kernel::{clock, files};
 use crate::machine::types::Instant;
 use crate::switches::without;
@@ -254,8 +253,8 @@ pub struct Crew {
     expired: AtomicBool,
     ended: AtomicBool,
     roomy: AtomicBool,
-    /// What became of what is no file.
-    pub ipc: OnceLock<Ipc>,
+    /// What became of what is no file, so far.
+    leftovers: Mutex<Option<Cleared>>,
     /// The trees, in the order of the targets.
     pub trees: Vec<Arc<Tree>>,
     /// Written to at the end.
@@ -263,10 +262,11 @@ pub struct Crew {
 }
 
 impl Crew {
-    /// A crew of at most `most` workers for `targets`, which keeps no names where memory is `short`.
+    /// A crew of at most `most` workers for `targets` and for what is no file but was not there `before`; it keeps no names where memory is `short`.
     #[must_use]
     pub fn new(
         mut targets: Vec<Target>,
+        before: Option<Before>,
         until: Instant,
         most: usize,
         short: bool,
@@ -292,7 +292,10 @@ impl Crew {
             .enumerate()
             .rev()
             .partition(|(_, t)| (t.own_tmpfs || t.at_hand) && !without("memory_first"));
-        let work = disk.into_iter().chain(memory).map(|(i, target)| Work::Open(i, target)).collect();
+        let begin = |(i, target)| Work::Open(i, target);
+        // What is no file between them: it must not wait for a disk that hangs, nor they for it.
+        let work = disk.into_iter().map(begin).chain(before.map(Work::Leftovers)).chain(memory.into_iter().map(begin));
+        let work = work.collect();
         Self {
             stack: Mutex::new(Stack { work, busy: 0 }),
             bell: Condvar::new(),
@@ -311,7 +314,7 @@ impl Crew {
             expired: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             roomy: AtomicBool::new(short),
-            ipc: OnceLock::new(),
+            leftovers: Mutex::new(None),
             trees,
             done,
         }
@@ -408,6 +411,16 @@ impl Crew {
     /// More to do, the last first.
     pub fn push(&self, work: impl IntoIterator<Item = Work>) {
         self.stack().work.extend(work);
+    }
+
+    /// Something to do when there is nothing else.
+    pub fn push_last(&self, work: Work) {
+        self.stack().work.insert(0, work);
+    }
+
+    /// What became of what is no file, so far; `None` where nobody came to it.
+    pub fn leftovers(&self) -> MutexGuard<'_, Option<Cleared>> {
+        self.leftovers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// There is enough to do for one more. Nobody is called for less: handing a chain of directories from one CPU to the

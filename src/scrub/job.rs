@@ -1,7 +1,7 @@
 //! The scrub as a job beside the loop: the loop keeps its signals and its deadline, and a file system that hangs costs the
 //! cleanup, not the seal.
 
-use super::crew::{Crew, Work};
+use super::crew::Crew;
 use super::leftovers::Before;
 use super::targets::Target;
 use crate::audit::record::{CleanedPath, Cleanup, Zeroed};
@@ -26,6 +26,8 @@ const NUDGE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Job {
     crew: Arc<Crew>,
+    /// What is no file is to be removed too.
+    leftovers: bool,
     paths: Vec<PathBuf>,
     began: Instant,
     nudged: Instant,
@@ -43,13 +45,12 @@ pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode:
     let beside = done.is_some();
     let paths = targets.iter().map(|t| t.path.clone()).collect();
     let most = if crowded { 1 } else { usize::try_from((cpu::available() / 1000).clamp(1, WORKERS)).unwrap_or(1) };
-    let crew = Arc::new(Crew::new(targets, until, most, crowded, mode == ScrubMode::Zero, done));
-    // First: it takes a few calls, and no tree can hold it up.
-    crew.push(before.map(Work::Leftovers));
+    let leftovers = before.is_some();
+    let crew = Arc::new(Crew::new(targets, before, until, most, crowded, mode == ScrubMode::Zero, done));
     if !crew.glance() && (!beside || !crew.hire()) {
         crew.work_alone();
     }
-    Job { crew, paths, began, nudged: began, budget: until.since(began) }
+    Job { crew, leftovers, paths, began, nudged: began, budget: until.since(began) }
 }
 
 impl Job {
@@ -107,22 +108,25 @@ impl Job {
                 }),
             }
         });
+        let cleared = *self.crew.leftovers();
         Cleanup {
             paths: paths.collect(),
-            ipc: self.crew.ipc.get().copied(),
+            ipc: cleared.map(|c| c.ipc),
+            in_doubt: self.leftovers && cleared.is_none_or(|c| c.cut_off || c.doubtful),
             budget_ms: millis(self.budget.saturating_add(Duration::from_micros(999))),
             used_ms: millis(clock::now().since(self.began)),
         }
     }
 }
 
-/// The cleanup's status in one word: the worst of its paths; `skipped` where every one was.
+/// The cleanup's status in one word: the worst of its paths, and `partial` where something that is no file may be left; `skipped`
+/// where every path was.
 #[must_use]
 pub fn status(cleanup: &Cleanup) -> &'static str {
     let any = |word: &str| cleanup.paths.iter().any(|p| p.status == word);
     if any("failed") {
         "failed"
-    } else if any("partial") {
+    } else if any("partial") || cleanup.in_doubt {
         "partial"
     } else if any("complete") {
         "complete"

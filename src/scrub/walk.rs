@@ -5,10 +5,10 @@
 //! docs/scrub.md has the measurements behind the choices.
 
 use super::crew::{Crew, Names, Work};
+use super::leftovers::Cleared;
 use super::node::Node;
 use super::targets::{Source, Target};
 use super::zero;
-use crate::audit::record::Ipc;
 use crate::kernel::{files, limits};
 use crate::switches::without;
 use nix::errno::Errno;
@@ -52,8 +52,12 @@ impl<'a> Worker<'a> {
     /// Does one piece of work.
     pub fn perform(&mut self, work: Work) {
         match work {
-            Work::Leftovers(before) => {
-                let _ = self.crew.ipc.set(before.clear());
+            Work::Leftovers(mut before) => {
+                let cleared = before.clear(&|| self.crew.is_over());
+                *self.crew.leftovers() = Some(cleared);
+                if cleared.cut_off {
+                    self.crew.push_last(Work::Leftovers(before));
+                }
             }
             Work::Open(number, target) => self.open(number, target),
             Work::Read(node) => self.read(&node),
@@ -265,7 +269,7 @@ pub fn glance(crew: &Crew, work: Work) -> Option<Work> {
     match work {
         // Who may mount may have put anything where the queues are.
         Work::Leftovers(before) if !limits::may_mount() && before.is_all() => {
-            let _ = crew.ipc.set(Ipc::default());
+            *crew.leftovers() = Some(Cleared::default());
             None
         }
         Work::Open(number, Target { source: Source::Skipped(why), .. }) => {

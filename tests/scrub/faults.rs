@@ -97,10 +97,10 @@ fn a_file_system_that_turns_read_only_half_way() {
 }
 
 /// A FUSE file system that answers its first question and then nothing any more.
-struct Hanging<'a>(&'a Path, Option<fs::File>);
+pub struct Hanging<'a>(&'a Path, Option<fs::File>);
 
 impl<'a> Hanging<'a> {
-    fn mount(on: &'a Path) -> Option<Self> {
+    pub fn mount(on: &'a Path) -> Option<Self> {
         let mut device = fs::File::options().read(true).write(true).open("/dev/fuse").ok()?;
         let number = std::os::fd::AsRawFd::as_raw_fd(&device);
         let options = std::ffi::CString::new(format!("fd={number},rootmode=40000,user_id=0,group_id=0")).unwrap();
