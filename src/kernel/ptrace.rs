@@ -106,25 +106,27 @@ pub struct Traced {
     mask: u64,
     at: u64,
     code: [u64; 3],
+    until: Instant,
 }
 
 /// The bytes of a page on every configuration we may meet; the smallest, since only an aligned start is needed.
 const PAGE: u64 = 4096;
 
 impl Traced {
-    /// Takes hold of thread `tid` of the stopped process `pid`.
+    /// Takes hold of thread `tid` of the stopped process `pid`; no call of it is waited for after `until`.
     ///
     /// # Errors
     /// `EPERM` where it may not be traced (it made itself undumpable, somebody else traces it, Yama, a seccomp profile),
     /// `ESRCH` where it is gone, `ETIMEDOUT` where it does not come to a stop, `EIO` where its code cannot be written.
-    pub fn seize(pid: i32, tid: i32) -> Result<Self, Errno> {
+    pub fn seize(pid: i32, tid: i32, until: Instant) -> Result<Self, Errno> {
         request(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD as usize)?;
         request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
+        // It has to come to a stop, or it could not be let go of.
         wait(tid, clock::now().plus(STEP))?;
-        Self::hold(pid, tid).inspect_err(|_| let_go(pid, tid))
+        Self::hold(pid, tid, until).inspect_err(|_| let_go(pid, tid))
     }
 
-    fn hold(pid: i32, tid: i32) -> Result<Self, Errno> {
+    fn hold(pid: i32, tid: i32, until: Instant) -> Result<Self, Errno> {
         let saved = registers(tid)?;
         let mut mask = 0u64;
         request(libc::PTRACE_GETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).addr())?;
@@ -134,7 +136,7 @@ impl Traced {
         for (n, word) in (0u64..).zip(&mut code) {
             *word = peek(tid, at + n * 8)?;
         }
-        let traced = Self { pid, tid, saved, mask, at, code };
+        let traced = Self { pid, tid, saved, mask, at, code, until };
         let every = u64::MAX;
         request(libc::PTRACE_SETSIGMASK, tid, size_of::<u64>(), (&raw const every).addr())?;
         // The instruction, and an address of sixteen zero bytes behind it: AF_UNSPEC.
@@ -164,7 +166,7 @@ impl Traced {
     /// One system call made by the thread; what it returned.
     fn call(&mut self, number: i64, args: [u64; 3]) -> Result<i64, Errno> {
         set_registers(self.tid, &arch::call(self.saved, self.at, number, args))?;
-        let until = clock::now().plus(STEP);
+        let until = clock::now().plus(STEP).min(self.until);
         // In and out again: two stops that TRACESYSGOOD marks.
         for _ in 0..2 {
             let mut stray = 0;
