@@ -316,7 +316,7 @@ impl Revoked {
         if pass.is_late() {
             return Err(Errno::ETIME);
         }
-        let mut traced = Traced::seize(pid, tid, pass.until)?;
+        let mut traced = Traced::seize(pass.proc_, pid, tid, pass.until)?;
         for found in left {
             if pass.is_late() {
                 return Err(Errno::ETIME);

@@ -206,6 +206,25 @@ impl Proc {
         call.is_some_and(|call| CALLS.contains(&call))
     }
 
+    /// Whether the page at an address of a stopped process is in memory (proc_pid_pagemap(5)).
+    ///
+    /// # Errors
+    /// `ENOENT` where the kernel has no such file; that of `openat(2)` or `pread(2)`.
+    pub fn is_in_memory(&self, pid: i32, address: u64) -> Result<bool, Errno> {
+        const PRESENT: u64 = 1 << 63;
+        let mut buffer = [0u8; PATH];
+        let path = below(&mut buffer, format_args!("{pid}/pagemap"))?;
+        let file = openat(self.root.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        // SAFETY: sysconf(3) takes an integer.
+        let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(|_| Errno::EINVAL)?.max(1);
+        let at = i64::try_from(address / page * 8).map_err(|_| Errno::EFAULT)?;
+        let mut entry = [0u8; 8];
+        match nix::sys::uio::pread(&file, &mut entry, at)? {
+            8 => Ok(u64::from_ne_bytes(entry) & PRESENT != 0),
+            _ => Ok(false),
+        }
+    }
+
     /// The first bytes of a file; none where it cannot be read.
     fn begin_of<'a>(&self, path: std::fmt::Arguments<'_>, text: &'a mut [u8]) -> &'a [u8] {
         let mut buffer = [0u8; PATH];

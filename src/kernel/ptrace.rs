@@ -5,6 +5,7 @@
 //! Every other thread that shares its memory must be stopped meanwhile: the call instruction is written into its code.
 
 use super::clock;
+use super::proc::Proc;
 use crate::machine::types::Instant;
 use nix::errno::Errno;
 use std::time::Duration;
@@ -117,21 +118,25 @@ impl Traced {
     ///
     /// # Errors
     /// `EPERM` where it may not be traced (it made itself undumpable, somebody else traces it, Yama, a seccomp profile),
-    /// `ESRCH` where it is gone, `ETIMEDOUT` where it does not come to a stop, `EIO` where its code cannot be written.
-    pub fn seize(pid: i32, tid: i32, until: Instant) -> Result<Self, Errno> {
+    /// `EFAULT` where its code is not in memory, `ESRCH` where it is gone, `ETIMEDOUT` where it does not come to a stop, `EIO` where its code cannot be written.
+    pub fn seize(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<Self, Errno> {
         request(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD as usize)?;
         request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
         // It has to come to a stop, or it could not be let go of.
         wait(tid, clock::now().plus(STEP))?;
-        Self::hold(pid, tid, until).inspect_err(|_| let_go(pid, tid))
+        Self::hold(proc_, pid, tid, until).inspect_err(|_| let_go(pid, tid))
     }
 
-    fn hold(pid: i32, tid: i32, until: Instant) -> Result<Self, Errno> {
+    fn hold(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<Self, Errno> {
         let saved = registers(tid)?;
         let mut mask = 0u64;
         request(libc::PTRACE_GETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).addr())?;
         // The start of the page it is running in: mapped and executable, and no word of ours crosses into another page.
         let at = arch::pc(&saved) & !(PAGE - 1);
+        // A page that is not in memory would have to be read from where it lies, which may be a file system of the workload's own.
+        if proc_.is_in_memory(pid, at) == Ok(false) {
+            return Err(Errno::EFAULT);
+        }
         let mut code = [0u64; 3];
         for (n, word) in (0u64..).zip(&mut code) {
             *word = peek(tid, at + n * 8)?;

@@ -49,13 +49,14 @@ pub fn is_alive(pid: i32) -> bool {
 }
 
 /// The child that `next` will hear next, where it has ended and is but a thread of another: one that made us trace it (PTRACE_TRACEME)
-/// is heard by itself. Its number and whether it is; (-1, false) where nobody has anything to say.
+/// is heard by itself. Its number, or 0 where nobody has anything to say, and whether it is.
 fn whole_or_thread() -> (i32, bool) {
+    // wait4(2) says why there is nobody.
     let Some(seen) = peek(libc::P_ALL, 0, libc::WSTOPPED) else { return (-1, false) };
     // SAFETY: waitid(2) filled the SIGCHLD fields, or left zeros.
     let pid = unsafe { seen.si_pid() };
     if pid == 0 {
-        return (-1, false);
+        return (0, false);
     }
     // It is there, and no process has its number: a thread of one (tgkill(2) compares the two).
     // SAFETY: tgkill(2) takes integers, and signal 0 is none.
@@ -71,6 +72,9 @@ fn whole_or_thread() -> (i32, bool) {
 /// no descendant is left.
 pub fn next(tell: bool) -> Result<Option<Reaped>, Errno> {
     let (mut who, mut thread) = if tell { whole_or_thread() } else { (-1, false) };
+    if who == 0 {
+        return Ok(None);
+    }
     loop {
         let mut status = 0;
         // SAFETY: rusage is plain integers, for which all-zero bytes are valid.
