@@ -145,6 +145,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         let started = facts.started(&log.notes());
         log.write(&Body::EvaluationStarted(Box::new(started)));
     }
+    let closed_before = if pid1 { Vec::new() } else { kernel::sockdiag::orphans(shared.everything().proc_()) };
     let watch = watch::sample::Watch::new(settings.monitoring, pid1);
     facts.enforced("monitoring", watch.outcome());
     if let Some(outcome) = confinement.lock_supervisor() {
@@ -177,6 +178,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         relay,
         asked: None,
         killing: None,
+        closed_before,
         frozen: revoke::Frozen::default(),
         watch,
         counted: None,
@@ -302,7 +304,7 @@ fn hook_panics(
             while clock::now().since(began) < std::time::Duration::from_secs(1) {
                 everything.signal(Signal::SIGKILL);
                 let alone = loop {
-                    match kernel::reap::next() {
+                    match kernel::reap::next(false) {
                         Ok(Some(_)) => {}
                         last => break last.is_err(),
                     }

@@ -1,16 +1,20 @@
 //! The `revoke` rung (section 5), as a recipe over the kernel layer: stop everything, limit everything, cut every socket that
-//! leads outside, let go what could be cut off.
+//! leads outside, let everything go; or nobody, where one could not be cut off.
 //!
-//! Nothing is armed before this. Invariants: it is over by `until`; what could not be cut off stays stopped; a word of
-//! `enforced` is only said where each step was taken for every process and the kernel accepted it.
+//! Nothing is armed before this. Invariants: it is over by `until`; what could not be cut off stays stopped, and so does whoever could
+//! continue it; no socket is touched before everything has come to a stop; a word of `enforced` is only said where each step was taken
+//! for every process and the kernel accepted it.
 
 use crate::kernel::kill::{self, Everything};
-use crate::kernel::proc::{Identity, Proc, Stat};
+use crate::kernel::proc::{self, Identity, Proc, Stat};
 use crate::kernel::ptrace::Traced;
+use crate::kernel::sockdiag::Socket;
 use crate::kernel::{clock, limits, sockets};
 use crate::machine::types::Instant;
+use crate::switches::without;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashSet};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -31,37 +35,35 @@ pub struct Revoked {
     pub limited: u64,
     /// Sockets cut.
     pub cut: u64,
-    /// What stays stopped until `kill`.
+    /// Whether everything stays stopped until `kill`.
     pub frozen: Frozen,
+    /// How many stay stopped; `None` where they cannot be counted.
+    pub stopped: Option<u64>,
     /// What could not be done, and why.
     pub errors: Vec<String>,
 }
 
-/// The processes that stay stopped until `kill`.
+/// Whether everything stays stopped until `kill`. Nobody is let go beside one that has to be kept: who runs can continue who is
+/// stopped (SIGCONT needs no more than the same UID), as often as it is stopped again.
 #[derive(Debug, Default)]
 pub struct Frozen {
-    who: HashSet<Identity>,
     all: bool,
 }
 
+/// How long one look at what is to stay stopped may take.
+const KEEPING: Duration = Duration::from_millis(5);
+
 impl Frozen {
-    /// Whether anybody has to be kept stopped.
+    /// Whether nobody has to be kept stopped.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.who.is_empty() && !self.all
+    pub const fn is_empty(&self) -> bool {
+        !self.all
     }
 
-    /// Keeps them stopped. A sibling may continue one of them (SIGCONT needs no more than the same UID): then everything is
-    /// stopped with it, since nothing less can be kept.
-    pub fn keep(&mut self, everything: &mut Everything) {
-        if !self.all {
-            let Some(proc_) = everything.proc_() else { return };
-            // SIGCONT is for all threads: one of them shows it.
-            self.all =
-                self.who.iter().any(|who| proc_.stat(who.pid).is_ok_and(|s| s.start == who.start && !is_still(&s)));
-        }
+    /// Keeps them stopped: a timer, or somebody who is none of ours, may have continued one.
+    pub fn keep(&self, everything: &mut Everything) {
         if self.all {
-            everything.signal(Signal::SIGSTOP);
+            everything.stop(clock::now().plus(KEEPING));
         }
     }
 }
@@ -78,41 +80,49 @@ pub fn revoke(everything: &mut Everything, until: Instant) -> Revoked {
         done.frozen.all = true;
         return done;
     };
-    if members.is_empty() {
+    let hidden = everything.hidden();
+    if members.is_empty() && hidden == 0 {
         // It ended while we looked.
         everything.signal(Signal::SIGCONT);
         done.files = "enforced";
         done.network = "enforced";
+        done.stopped = Some(0);
         return done;
     }
-    if !settled {
-        done.error("not everything came to a stop in time".to_owned());
-    }
     done.limit(&members);
-    let outside = done.cut_all(everything, &members, until);
-    done.words(settled, &members, outside);
-    let_go(everything, &mut done.frozen);
-    // Whoever is there now and was not then has inherited its limits, and its sockets were cut, or its parent is stopped.
-    // Only where not everything had stopped can there be somebody who was missed.
-    if !settled && let Some(now) = everything.members().map(<[Stat]>::to_vec) {
-        let known: HashSet<Identity> = members.iter().map(Stat::identity).collect();
-        let new: Vec<Stat> = now.into_iter().filter(|s| !known.contains(&s.identity())).collect();
+    let mut outside = Outside::default();
+    if settled {
+        outside = done.cut_all(everything, &members, until);
+    } else {
+        // Who is in a call may hold the lock of a socket, or of its memory, for as long as it likes: whoever touches it waits as well.
+        done.frozen.all = true;
+        done.error("not everything came to a stop in time: no socket is cut, everything stays stopped".to_owned());
+    }
+    let shown = hidden == 0 && !proc::hides();
+    if !shown {
+        done.error("/proc hides processes (hidepid): not everything can be seen".to_owned());
+        // As PID 1 whoever is hidden has been stopped with the others.
+        done.frozen.all |= everything.is_pid1();
+    }
+    done.words(settled && shown, &members, outside);
+    // Whoever is there now and was not then has inherited its limits, and its parent is stopped. Only where not everything had
+    // stopped can there be somebody who was missed.
+    let mut now = members;
+    if !settled && let Some(all) = everything.members() {
+        let known: HashSet<Identity> = now.iter().map(Stat::identity).collect();
+        now = all.to_vec();
+        let new: Vec<Stat> = now.iter().filter(|s| !known.contains(&s.identity())).copied().collect();
         done.limit(&new);
-        done.cut_all(everything, &new, until);
+    }
+    if done.frozen.all {
+        let still = |stat: &&Stat| everything.proc_().is_some_and(|proc_| proc_.is_still(stat.pid, stat));
+        let stopped = if settled { now.len() } else { now.iter().filter(still).count() };
+        done.stopped = u64::try_from(stopped).ok();
+    } else {
+        everything.signal(Signal::SIGCONT);
+        done.stopped = Some(0);
     }
     done
-}
-
-/// Stopped for us: by a signal, by a tracer that is itself stopped, or dead. A process in an uninterruptible call (a vfork
-/// parent, whose child is stopped) takes the pending SIGSTOP before its next instruction.
-const fn is_still(stat: &Stat) -> bool {
-    matches!(stat.state, b'T' | b't' | b'D' | b'Z' | b'X' | b'x')
-}
-
-/// One thread may be kept from the stop of the others, or not have come to it: by a tracer, or in a call it is still making.
-fn threads_are_still(proc_: Option<&Proc>, stat: &Stat, until: Instant) -> bool {
-    stat.threads <= 1
-        || proc_.is_some_and(|p| p.each_thread(stat.pid, |thread| is_still(thread) && clock::now() < until))
 }
 
 /// Stops everything: until two looks in a row find the same processes and all of them still. A process that was forked
@@ -121,10 +131,8 @@ fn stop(everything: &mut Everything, until: Instant) -> bool {
     let mut before: Option<BTreeSet<Identity>> = None;
     let mut pause = Duration::from_micros(200);
     for _ in 0..LOOKS {
-        everything.signal(Signal::SIGSTOP);
-        let Some(members) = everything.members().map(<[Stat]>::to_vec) else { return false };
-        let seen: BTreeSet<Identity> = members.iter().map(Stat::identity).collect();
-        let still = members.iter().all(|stat| is_still(stat) && threads_are_still(everything.proc_(), stat, until));
+        let Some(still) = everything.stop(until) else { return false };
+        let seen: BTreeSet<Identity> = everything.last_seen().iter().map(Stat::identity).collect();
         if still && before.as_ref() == Some(&seen) {
             return true;
         }
@@ -140,45 +148,52 @@ fn stop(everything: &mut Everything, until: Instant) -> bool {
     false
 }
 
-fn let_go(everything: &mut Everything, frozen: &mut Frozen) {
-    if frozen.all {
-        return;
-    }
-    if frozen.is_empty() {
-        everything.signal(Signal::SIGCONT);
-        return;
-    }
-    let Some(members) = everything.members().map(<[Stat]>::to_vec) else { return };
-    let Some(proc_) = everything.proc_() else { return };
-    // A tracer can keep the stop from what it traces, so it stays stopped as well.
-    let tracers: Vec<i32> = frozen.who.iter().flat_map(|who| tracers(proc_, who.pid)).collect();
-    frozen.who.extend(members.iter().filter(|s| tracers.contains(&s.pid)).map(Stat::identity));
-    for stat in members.iter().filter(|s| !frozen.who.contains(&s.identity())) {
-        // Gone meanwhile is as good.
-        let _ = kill::send(proc_, stat.identity(), Signal::SIGCONT);
-    }
-}
-
-/// Who traces the threads of a process (proc_pid_status(5), TracerPid).
-fn tracers(proc_: &Proc, pid: i32) -> BTreeSet<i32> {
-    let mut found = BTreeSet::new();
-    // One that is gone is traced by nobody.
-    let _ = proc_.each_number(&format!("{pid}/task"), |tid| {
-        let mut text = [0u8; 4096];
-        let path = std::ffi::CString::new(format!("{pid}/task/{tid}/status")).unwrap_or_default();
-        let n = proc_.read(&path, &mut text).unwrap_or(0);
-        let text = String::from_utf8_lossy(text.get(..n).unwrap_or_default());
-        let tracer = text.lines().find_map(|l| l.strip_prefix("TracerPid:")).and_then(|n| n.trim().parse().ok());
-        found.extend(tracer.filter(|&pid: &i32| pid > 0));
-    });
-    found
-}
-
 /// Whether there was anything to cut, and whether everything could be seen.
 #[derive(Debug, Default, Clone, Copy)]
 struct Outside {
     hidden: bool,
     late: bool,
+}
+
+/// What one pass over the descriptor tables knows.
+struct Pass<'a> {
+    proc_: &'a Proc,
+    until: Instant,
+    /// Whether SO_BINDTODEVICE holds.
+    ties_hold: bool,
+    /// Sockets cut through a duplicate: they are cut for whoever else holds them.
+    done: HashSet<u64>,
+    /// A thread of each table that has been walked, in the kernel's order of tables.
+    tables: Vec<i32>,
+}
+
+impl Pass<'_> {
+    fn is_late(&self) -> bool {
+        clock::now() >= self.until
+    }
+
+    /// Where the thread's table belongs among those that were walked; `Err(None)` where the kernel does not say.
+    fn place(&self, tid: i32) -> Result<(), Option<usize>> {
+        let mut known = true;
+        let place = self.tables.binary_search_by(|&walked| {
+            sockets::compare_tables(walked, tid).unwrap_or_else(|| {
+                known = false;
+                Ordering::Greater
+            })
+        });
+        match place {
+            _ if !known => Err(None),
+            Ok(_) => Ok(()),
+            Err(at) => Err(Some(at)),
+        }
+    }
+
+    /// What of a thread may lead outside and is not cut.
+    fn outside(&self, pid: i32, tid: i32) -> Result<Vec<sockets::Found>, Errno> {
+        let mut found = sockets::outside(self.proc_, pid, tid, self.until)?;
+        found.retain(|found| !self.done.contains(&found.inode));
+        Ok(found)
+    }
 }
 
 impl Revoked {
@@ -211,7 +226,7 @@ impl Revoked {
             if whole {
                 self.limited = self.limited.saturating_add(1);
             } else {
-                self.frozen.who.insert(stat.identity());
+                self.frozen.all = true;
             }
         }
     }
@@ -219,68 +234,93 @@ impl Revoked {
     fn cut_all(&mut self, everything: &Everything, members: &[Stat], until: Instant) -> Outside {
         let mut outside = Outside::default();
         let Some(proc_) = everything.proc_() else { return Outside { hidden: true, late: false } };
-        // Sockets cut through a duplicate are cut for whoever else holds them.
-        let mut done: HashSet<u64> = HashSet::new();
-        for stat in members {
-            if clock::now() >= until {
-                outside.late = true;
-                self.frozen.who.insert(stat.identity());
-                continue;
-            }
+        let ties_hold = !limits::net_raw_is_in_reach() || without("net_raw");
+        let mut pass = Pass { proc_, until, ties_hold, done: HashSet::new(), tables: Vec::new() };
+        'members: for stat in members {
             let mut threads = Vec::new();
             if stat.threads > 1 {
                 // Every thread may have a table of its own (unshare(2), CLONE_FILES).
-                let _ = proc_.each_number(&format!("{}/task", stat.pid), |tid| threads.push(tid));
+                let _ = proc_.each_number(&format!("{}/task", stat.pid), |tid| {
+                    threads.push(tid);
+                    true
+                });
             }
             if threads.is_empty() {
                 threads.push(stat.pid);
             }
             for tid in threads {
-                match self.cut_thread(proc_, stat.pid, tid, &mut done) {
+                if pass.is_late() {
+                    outside.late = true;
+                    break 'members;
+                }
+                match self.cut_thread(&mut pass, stat.pid, tid) {
                     Ok(()) | Err(Errno::ENOENT | Errno::ESRCH) => {}
+                    Err(Errno::ETIME | Errno::ETIMEDOUT) => {
+                        outside.late = true;
+                        break 'members;
+                    }
                     Err(errno) => {
                         outside.hidden = true;
-                        self.error(format!("pid {} stays stopped: its sockets cannot be cut: {errno:?}", stat.pid));
-                        self.frozen.who.insert(stat.identity());
+                        self.frozen.all = true;
+                        self.error(format!("pid {}: its sockets cannot be cut: {errno:?}", stat.pid));
                         break;
                     }
                 }
             }
         }
         if outside.late {
-            self.error("the time was over before every process was looked at".to_owned());
+            self.frozen.all = true;
+            self.error("the time was over before every descriptor was looked at".to_owned());
         }
         outside
     }
 
-    fn cut_thread(&mut self, proc_: &Proc, pid: i32, tid: i32, done: &mut HashSet<u64>) -> Result<(), Errno> {
-        let mut left = match sockets::outside(proc_, pid, tid) {
+    fn cut_thread(&mut self, pass: &mut Pass<'_>, pid: i32, tid: i32) -> Result<(), Errno> {
+        let place = match pass.place(tid) {
+            // It was walked through another thread, or another process, that shares it (CLONE_FILES).
+            Ok(()) => return Ok(()),
+            Err(place) => place,
+        };
+        let mut left = match pass.outside(pid, tid) {
             // One that has ended has given its table back, and what is left of it is shown as root's.
-            Err(Errno::EACCES) if proc_.thread_ended(pid, tid) => return Ok(()),
+            Err(Errno::EACCES) if pass.proc_.thread_ended(pid, tid) => return Ok(()),
             found => found?,
         };
-        left.retain(|found| !done.contains(&found.inode));
-        if left.is_empty() {
-            return Ok(());
-        }
-        if let Ok(process) = kill::pidfd_of_thread(pid, tid) {
-            left.retain(|found| {
-                let cut = sockets::duplicate(process.as_fd(), found.fd).and_then(|socket| sockets::cut(socket.as_fd()));
-                match cut {
-                    Ok(led_outside) => {
-                        self.cut = self.cut.saturating_add(u64::from(led_outside));
-                        done.insert(found.inode);
-                        false
+        if !left.is_empty() {
+            if let Ok(process) = kill::pidfd_of_thread(pid, tid) {
+                left.retain(|found| {
+                    if pass.is_late() {
+                        return true;
                     }
-                    Err(_) => true,
-                }
-            });
+                    let cut = sockets::duplicate(process.as_fd(), found.fd)
+                        .and_then(|socket| sockets::cut(socket.as_fd(), pass.ties_hold));
+                    let Ok(led_outside) = cut else { return true };
+                    self.cut = self.cut.saturating_add(u64::from(led_outside));
+                    pass.done.insert(found.inode);
+                    false
+                });
+            }
+            self.close(pass, pid, tid, &left)?;
         }
+        if let Some(at) = place {
+            pass.tables.insert(at, tid);
+        }
+        Ok(())
+    }
+
+    /// Makes the thread close them itself.
+    fn close(&mut self, pass: &Pass<'_>, pid: i32, tid: i32, left: &[sockets::Found]) -> Result<(), Errno> {
         if left.is_empty() {
             return Ok(());
         }
-        let mut traced = Traced::seize(pid, tid)?;
-        for found in &left {
+        if pass.is_late() {
+            return Err(Errno::ETIME);
+        }
+        let mut traced = Traced::seize(pass.proc_, pid, tid, pass.until)?;
+        for found in left {
+            if pass.is_late() {
+                return Err(Errno::ETIME);
+            }
             match traced.close_socket(found.fd) {
                 Ok(()) => self.cut = self.cut.saturating_add(1),
                 Err(Errno::EBADF) => {}
@@ -289,9 +329,7 @@ impl Revoked {
         }
         drop(traced);
         // What it says it closed is looked for again: its own seccomp filter may have answered for the kernel.
-        let mut still = sockets::outside(proc_, pid, tid)?;
-        still.retain(|found| !done.contains(&found.inode));
-        if still.is_empty() { Ok(()) } else { Err(Errno::EBUSY) }
+        if pass.outside(pid, tid)?.is_empty() { Ok(()) } else { Err(Errno::EBUSY) }
     }
 
     fn words(&mut self, settled: bool, members: &[Stat], outside: Outside) {
@@ -309,17 +347,12 @@ impl Revoked {
             if settled && !outside.hidden && !outside.late && self.frozen.is_empty() { "enforced" } else { "degraded" };
     }
 
-    /// Closed sockets that still send what was queued in them: nobody holds them, so nobody can cut them.
-    pub fn orphans(&mut self, count: u64, bytes: u64) {
-        if count > 0 {
+    /// Closed sockets that still send what was queued in them: nobody holds them, so nobody can cut them. `whose` says whose they are.
+    pub fn orphans(&mut self, closed: &[Socket], whose: &str) {
+        if !closed.is_empty() {
+            let bytes = closed.iter().fold(0, |bytes, socket| bytes + u64::from(socket.queued));
             self.network = "degraded";
-            self.error(format!("{count} closed sockets still have {bytes} bytes to send"));
+            self.error(format!("{} closed sockets{whose} still have {bytes} bytes to send", closed.len()));
         }
-    }
-
-    /// How many processes stay stopped.
-    #[must_use]
-    pub fn frozen(&self) -> u64 {
-        u64::try_from(self.frozen.who.len()).unwrap_or(u64::MAX)
     }
 }

@@ -6,6 +6,7 @@
 use super::clock;
 use super::pressure::Pressure;
 use super::proc::{Identity, Proc, Stat};
+use super::reap;
 use crate::machine::types::Instant;
 use crate::switches::without;
 use nix::errno::Errno;
@@ -23,8 +24,12 @@ pub struct Everything {
     proc_: Option<Proc>,
     /// Children that were there before the spawn (a shell that started some and then exec'd us), and what they start.
     strangers: HashSet<Identity>,
+    /// Those of them that `/proc` does not show (hidepid, proc(5)), as long as they are our children: by their number alone.
+    hidden_strangers: HashSet<i32>,
     table: Vec<Stat>,
     found: Vec<Stat>,
+    /// Children of the workload's that are alive and that `/proc` does not show (not PID 1).
+    hidden: Vec<i32>,
     /// How many of the workload the last look at everybody found dead (not PID 1).
     dead: usize,
     /// No walk over `/proc` before this: the last one took too long.
@@ -50,6 +55,10 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// reclaim, and a supervisor that used more than its slice (5 ms, sched_cfs_bandwidth_slice_us) gets no more before the
 /// workload's own debt is paid: measured with 1,500 processes under 0.2 CPU, minutes, in which nobody was killed.
 const PATIENCE_UNDER_A_QUOTA: Duration = Duration::from_millis(8);
+/// How long an activity record may take.
+const RECORDING: Duration = Duration::from_millis(20);
+/// The same under a CPU quota.
+const RECORDING_UNDER_A_QUOTA: Duration = Duration::from_millis(10);
 /// So many alive are many, whatever the others are.
 const MANY: usize = 64;
 /// Looks for somebody who is left before he is taken to be there: each only because somebody died since the last.
@@ -69,8 +78,10 @@ impl Everything {
             myself,
             proc_: Proc::open().ok(),
             strangers: HashSet::new(),
+            hidden_strangers: HashSet::new(),
             table: Vec::new(),
             found: Vec::new(),
+            hidden: Vec::new(),
             dead: 0,
             weary_until: Instant::default(),
             patience: PATIENCE,
@@ -80,6 +91,7 @@ impl Everything {
             nix::sys::prctl::set_child_subreaper(!without("subreaper"))?;
             everything.find();
             everything.strangers = everything.found.iter().map(Stat::identity).collect();
+            everything.hidden_strangers = everything.hidden.drain(..).collect();
         }
         Ok(everything)
     }
@@ -92,8 +104,10 @@ impl Everything {
             myself: self.myself,
             proc_: Proc::open().ok(),
             strangers: self.strangers.clone(),
+            hidden_strangers: self.hidden_strangers.clone(),
             table: Vec::new(),
             found: Vec::new(),
+            hidden: Vec::new(),
             dead: 0,
             weary_until: Instant::default(),
             patience: self.patience,
@@ -112,6 +126,18 @@ impl Everything {
         self.patience = PATIENCE_UNDER_A_QUOTA;
     }
 
+    /// Whether we are PID 1.
+    #[must_use]
+    pub const fn is_pid1(&self) -> bool {
+        self.pid1
+    }
+
+    /// How long an activity record may take: the loop does nothing else meanwhile.
+    #[must_use]
+    pub const fn recording(&self) -> Duration {
+        if self.patience.as_millis() < PATIENCE.as_millis() { RECORDING_UNDER_A_QUOTA } else { RECORDING }
+    }
+
     /// Whether this PID namespace's `/proc` can be read.
     #[must_use]
     pub const fn proc_(&self) -> Option<&Proc> {
@@ -121,7 +147,13 @@ impl Everything {
     /// Whether other children than the workload's were there before: then ECHILD cannot tell that the workload is gone.
     #[must_use]
     pub fn has_strangers(&self) -> bool {
-        !self.strangers.is_empty()
+        !self.strangers.is_empty() || !self.hidden_strangers.is_empty()
+    }
+
+    /// How many there are at least, as the last look at everybody found, that `/proc` does not show: they can be killed, and nothing else.
+    #[must_use]
+    pub fn hidden(&self) -> u64 {
+        u64::try_from(self.hidden.len()).unwrap_or(u64::MAX)
     }
 
     /// Everything of the workload that is alive, as one pass over `/proc` sees it; `None` where `/proc` cannot be read, or,
@@ -140,22 +172,23 @@ impl Everything {
     /// was not there when the names were. That child is there for the next pass, and as long as nobody reaps, the dead only become
     /// more: the second of two passes that find as many of them has missed nobody.
     pub fn is_gone(&mut self) -> bool {
-        let mut dead = 0;
+        let mut dead = None;
         for _ in 0..LOOKS {
-            if self.pid1 || !self.find() || !self.found.is_empty() {
+            if self.pid1 || !self.find() || !self.found.is_empty() || !self.hidden.is_empty() {
                 return false;
             }
-            if self.dead == dead || without("second_look") {
+            if dead == Some(self.dead) || without("second_look") {
                 return true;
             }
-            dead = self.dead;
+            dead = Some(self.dead);
         }
         false
     }
 
     /// How many of the workload are alive; `None` where they cannot be listed.
     pub fn alive(&mut self) -> Option<u64> {
-        self.members().map(|found| u64::try_from(found.len()).unwrap_or(u64::MAX))
+        let shown = self.members().map(|found| u64::try_from(found.len()).unwrap_or(u64::MAX))?;
+        Some(shown.saturating_add(self.hidden()))
     }
 
     /// How many of the workload are there, without a look at each where they are many: as PID 1 the names in `/proc` are the
@@ -215,6 +248,10 @@ impl Everything {
         }
         self.find();
         let mut reached = 0;
+        for &pid in &self.hidden {
+            // A child of ours: the number is nobody else's before we reap it.
+            reached += u64::from(kill(Pid::from_raw(pid), signal).is_ok());
+        }
         for stat in &self.found {
             if let Some(proc_) = &self.proc_
                 && send(proc_, stat.identity(), signal).is_ok()
@@ -225,20 +262,42 @@ impl Everything {
         Some(reached)
     }
 
+    /// Sends SIGSTOP to everything, and to each thread that it has not stopped; looks no longer than `until`. Whether all of it was
+    /// found still; `None` where it cannot be listed.
+    pub fn stop(&mut self, until: Instant) -> Option<bool> {
+        self.signal(Signal::SIGSTOP);
+        self.members()?;
+        let proc_ = self.proc_.as_ref()?;
+        let mut still = self.hidden.is_empty();
+        for stat in &self.found {
+            still &= hold(proc_, stat, until);
+        }
+        Some(still)
+    }
+
     /// Stops everybody who is not stopped, in passes until one finds nobody, or for as long as `at_most`. Who they were.
     pub fn pause(&mut self, at_most: Duration) -> Vec<Identity> {
-        let began = clock::now();
+        let until = clock::now().plus(at_most);
         let mut paused = Vec::new();
         loop {
             self.find();
             let Some(proc_) = &self.proc_ else { return paused };
-            let running = self.found.iter().filter(|stat| !matches!(stat.state, b'T' | b't'));
-            let before = paused.len();
-            let stopped = running.map(Stat::identity).filter(|who| send(proc_, *who, Signal::SIGSTOP).is_ok());
-            paused.extend(stopped);
-            if paused.len() == before || clock::now().since(began) >= at_most {
+            let mut still = true;
+            for stat in &self.found {
+                // The threads by themselves after the process, and not at once: it stops most of them.
+                let who = stat.identity();
+                if proc_.is_still(stat.pid, stat) && (stat.threads <= 1 || hold(proc_, stat, until)) {
+                    continue;
+                }
+                still = false;
+                if send(proc_, who, Signal::SIGSTOP).is_ok() && !paused.contains(&who) {
+                    paused.push(who);
+                }
+            }
+            if still || clock::now() >= until {
                 return paused;
             }
+            clock::pause(Duration::from_micros(200));
         }
     }
 
@@ -285,6 +344,7 @@ impl Everything {
     fn find(&mut self) -> bool {
         self.table.clear();
         self.found.clear();
+        self.hidden.clear();
         self.dead = 0;
         let Some(proc_) = &self.proc_ else { return false };
         let until = self.pid1.then(|| clock::used() + self.patience);
@@ -302,7 +362,7 @@ impl Everything {
             return whole;
         }
         // Children by parent, then outward from us: each process is looked at once.
-        self.table.sort_unstable_by_key(|s| s.ppid);
+        self.table.sort_unstable_by_key(|s| (s.ppid, s.pid));
         let mut next = vec![self.myself];
         while let Some(parent) = next.pop() {
             let from = self.table.partition_point(|s| s.ppid < parent);
@@ -318,8 +378,82 @@ impl Everything {
                 }
             }
         }
+        self.find_hidden();
         true
     }
+
+    /// Our children that the walk did not show: hidepid keeps back who made itself undumpable. Its own children come to us when it is dead.
+    fn find_hidden(&mut self) {
+        let Some(proc_) = self.proc_.as_ref().filter(|_| !without("hidden")) else { return };
+        self.hidden_strangers.retain(|&pid| reap::is_child(pid));
+        proc_.each_child(|pid| {
+            let shown = self.table.binary_search_by_key(&(self.myself, pid), |s| (s.ppid, s.pid)).is_ok();
+            if shown || self.hidden_strangers.contains(&pid) || self.found.iter().any(|s| s.pid == pid) {
+                return;
+            }
+            match proc_.stat(pid) {
+                // Born, or come to us, since the walk.
+                Ok(stat) if self.strangers.contains(&stat.identity()) => {}
+                Ok(stat) if stat.is_dead() => self.dead += 1,
+                Ok(stat) => self.found.push(stat),
+                Err(_) if reap::is_alive(pid) => self.hidden.push(pid),
+                Err(_) => self.dead += 1,
+            }
+        });
+    }
+}
+
+/// Sends SIGSTOP to each thread of a process that is not still. The process's own SIGSTOP is for whichever thread takes it, and one
+/// that waits in vfork is chosen and takes none (signal(7)). Whether all of them were still.
+fn hold(proc_: &Proc, stat: &Stat, until: Instant) -> bool {
+    if stat.threads <= 1 {
+        return proc_.is_still(stat.pid, stat);
+    }
+    let mut still = true;
+    let whole = proc_.each_thread(stat.pid, |thread| {
+        if !proc_.is_still(stat.pid, thread) {
+            still = false;
+            if !without("each_thread") {
+                // Gone meanwhile is as good.
+                let _ = stop_thread(proc_, stat.identity(), thread.pid);
+            }
+        }
+        clock::now() < until
+    });
+    whole && still
+}
+
+/// Sends SIGSTOP to thread `tid` of exactly `who`.
+fn stop_thread(proc_: &Proc, who: Identity, tid: i32) -> Result<(), Errno> {
+    let held = match pidfd_open(tid, libc::PIDFD_THREAD) {
+        Ok(fd) => Some(fd),
+        // Before Linux 6.9 the call that names the process as well narrows it down.
+        Err(Errno::EINVAL | Errno::ENOSYS) => None,
+        Err(errno) => return Err(errno),
+    };
+    // Still a thread of that process: then what is held is this thread, or one that is gone.
+    if proc_.stat(who.pid)?.start != who.start || !proc_.has_thread(who.pid, tid) {
+        return Err(Errno::ESRCH);
+    }
+    let result = match held {
+        // SAFETY: tgkill(2) takes integers.
+        None => unsafe { libc::syscall(libc::SYS_tgkill, who.pid, tid, libc::SIGSTOP) },
+        Some(fd) => {
+            /// PIDFD_SIGNAL_THREAD (linux/pidfd.h)
+            const THREAD: u32 = 1;
+            // SAFETY: as in `send`.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_pidfd_send_signal,
+                    fd.as_raw_fd(),
+                    libc::SIGSTOP,
+                    std::ptr::null::<libc::siginfo_t>(),
+                    THREAD,
+                )
+            }
+        }
+    };
+    Errno::result(result).map(drop)
 }
 
 /// Sends `signal` to exactly `who`: the pidfd is opened first, then the start time is compared, so that a reused pid

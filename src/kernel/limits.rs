@@ -95,6 +95,15 @@ pub fn may_mount() -> bool {
     capabilities() >> SYS_ADMIN & 1 == 1
 }
 
+/// Whether this process, or what it starts, has CAP_NET_RAW or can come by it: the bounding set limits what an executable file gives
+/// (capabilities(7)). What cannot be asked is taken for the worse.
+#[must_use]
+pub fn net_raw_is_in_reach() -> bool {
+    const NET_RAW: u32 = 13;
+    // SAFETY: PR_CAPBSET_READ takes integers.
+    capabilities() >> NET_RAW & 1 == 1 || unsafe { libc::prctl(libc::PR_CAPBSET_READ, NET_RAW, 0, 0, 0) } != 0
+}
+
 /// Every signal back to its default disposition (sigaction(2)); the reserved ones answer EINVAL, which is right.
 pub fn default_dispositions() {
     for signal in 1..=64 {

@@ -3,7 +3,7 @@
 //!
 //! Source of the field numbers: proc_pid_stat(5).
 
-use super::files;
+use super::{files, limits};
 use crate::switches::without;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
@@ -175,6 +175,69 @@ impl Proc {
         self.stat_of(format_args!("{pid}/task/{tid}/stat")).is_ok_and(|thread| thread.has_ended())
     }
 
+    /// Whether the thread, which a SIGSTOP has been sent to, runs nothing more before SIGCONT and makes no call any more: stopped
+    /// by a signal, by a tracer, or dead.
+    ///
+    /// A call that no signal interrupts goes on with what it was asked for (a write of gigabytes past the page cache) and keeps what it
+    /// holds, but for one: a parent in vfork waits for its child and takes the SIGSTOP before it runs on.
+    #[must_use]
+    pub fn is_still(&self, pid: i32, thread: &Stat) -> bool {
+        match thread.state {
+            b'T' | b't' | b'Z' | b'X' | b'x' => true,
+            b'D' => without("real_stop") || self.is_in_vfork(pid, thread.thread),
+            _ => false,
+        }
+    }
+
+    /// Whether an uninterruptible thread waits for the child that it started with vfork(2) or CLONE_VFORK. What cannot be read is none.
+    fn is_in_vfork(&self, pid: i32, tid: i32) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        const CALLS: [&[u8]; 3] = [b"58", b"56", b"435"]; // vfork, clone, clone3
+        #[cfg(target_arch = "aarch64")]
+        const CALLS: [&[u8]; 2] = [b"220", b"435"]; // clone, clone3
+        let mut text = [0u8; 64];
+        // The function it waits in (kernel_clone) comes first: /proc/PID/wchan takes no lock. The call's number is what is sure to mean
+        // the same in every kernel, but its file waits for whoever is in execve(2), who may be kept there for ever.
+        let function = self.begin_of(format_args!("{pid}/task/{tid}/wchan"), &mut text);
+        if ![&b"clone"[..], b"fork"].iter().any(|word| function.windows(word.len()).any(|part| part == *word)) {
+            return false;
+        }
+        let call = self.begin_of(format_args!("{pid}/task/{tid}/syscall"), &mut text).split(|&b| b == b' ').next();
+        call.is_some_and(|call| CALLS.contains(&call))
+    }
+
+    /// Whether the page at an address of a stopped process is in memory (proc_pid_pagemap(5)).
+    ///
+    /// # Errors
+    /// `ENOENT` where the kernel has no such file; that of `openat(2)` or `pread(2)`.
+    pub fn is_in_memory(&self, pid: i32, address: u64) -> Result<bool, Errno> {
+        const PRESENT: u64 = 1 << 63;
+        let mut buffer = [0u8; PATH];
+        let path = below(&mut buffer, format_args!("{pid}/pagemap"))?;
+        let file = openat(self.root.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        // SAFETY: sysconf(3) takes an integer.
+        let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(|_| Errno::EINVAL)?.max(1);
+        let at = i64::try_from(address / page * 8).map_err(|_| Errno::EFAULT)?;
+        let mut entry = [0u8; 8];
+        match nix::sys::uio::pread(&file, &mut entry, at)? {
+            8 => Ok(u64::from_ne_bytes(entry) & PRESENT != 0),
+            _ => Ok(false),
+        }
+    }
+
+    /// The first bytes of a file; none where it cannot be read.
+    fn begin_of<'a>(&self, path: std::fmt::Arguments<'_>, text: &'a mut [u8]) -> &'a [u8] {
+        let mut buffer = [0u8; PATH];
+        let n = below(&mut buffer, path).and_then(|path| self.read(path, text)).unwrap_or(0);
+        text.get(..n).unwrap_or_default()
+    }
+
+    /// Whether `tid` is a thread of `pid`.
+    #[must_use]
+    pub fn has_thread(&self, pid: i32, tid: i32) -> bool {
+        self.stat_of(format_args!("{pid}/task/{tid}/stat")).is_ok()
+    }
+
     fn stat_of(&self, path: std::fmt::Arguments<'_>) -> Result<Stat, Errno> {
         let mut buffer = [0u8; PATH];
         let mut line = [0u8; 1024];
@@ -237,18 +300,28 @@ impl Proc {
         openat(self.root.as_fd(), ".", LIST, Mode::empty()).is_ok_and(|list| each_number(&list, each))
     }
 
-    /// Calls `each` with every number that names an entry of a directory below `/proc`: the threads of `PID/task`, the
-    /// descriptors of `PID/fd`. A descriptor 0 counts, so the caller has to know what the numbers are.
+    /// Calls `each` with every number that names an entry of a directory below `/proc`, while it answers `true`: the threads of
+    /// `PID/task`, the descriptors of `PID/fd`. Whether that was to the end. A descriptor 0 counts, so the caller has to know what the
+    /// numbers are.
     ///
     /// # Errors
     /// The errno of `openat(2)`.
-    pub fn each_number(&self, dir: &str, mut each: impl FnMut(i32)) -> Result<(), Errno> {
+    pub fn each_number(&self, dir: &str, each: impl FnMut(i32) -> bool) -> Result<bool, Errno> {
         let list = openat(self.root.as_fd(), dir, LIST, Mode::empty())?;
-        each_number(&list, |number| {
-            each(number);
+        Ok(each_number(&list, each))
+    }
+
+    /// Our own children, as the kernel lists them whatever `/proc` hides (proc_tid_children(5)); nobody where the kernel has no such
+    /// file (CONFIG_PROC_CHILDREN). One that is born or ends meanwhile may be missing.
+    pub fn each_child(&self, mut each: impl FnMut(i32)) {
+        let _ = self.each_number("self/task", |tid| {
+            let mut buffer = [0u8; PATH];
+            let path = below(&mut buffer, format_args!("self/task/{tid}/children"));
+            let text = path.and_then(|path| self.following(path, CHILDREN)).unwrap_or_default();
+            // Each ends in a blank: one without it is cut off, and another one's number.
+            text.split_inclusive(|&b| b == b' ').filter(|n| n.ends_with(b" ")).filter_map(number).for_each(&mut each);
             true
         });
-        Ok(())
     }
 
     /// What a link below `/proc` says, at most 64 bytes of it.
@@ -260,6 +333,21 @@ impl Proc {
         let n = unsafe { libc::readlinkat(self.root.as_raw_fd(), path.as_ptr(), text.as_mut_ptr().cast(), text.len()) };
         Some(text.get(..usize::try_from(n).ok()?)?.to_vec())
     }
+}
+
+/// Whether our `/proc` keeps processes from us (hidepid, proc(5)), one that made itself undumpable for example. What cannot be read
+/// hides nothing: there is no such option where there is no mountinfo.
+#[must_use]
+pub fn hides() -> bool {
+    const SYS_PTRACE: u32 = 19;
+    let mounts = files::whole(std::path::Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    limits::capabilities() >> SYS_PTRACE & 1 == 0 && mounts.split(|&b| b == b'\n').any(is_hiding)
+}
+
+/// `36 35 0:5 / /proc options - proc source options`; hidepid=0, off before Linux 5.8, is not shown.
+fn is_hiding(mount: &[u8]) -> bool {
+    let has = |part: &[u8]| mount.windows(part.len()).any(|at| at == part);
+    has(b" /proc ") && has(b" - proc ") && has(b"hidepid=")
 }
 
 const LIST: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -285,6 +373,9 @@ fn each_number(list: &OwnedFd, mut each: impl FnMut(i32) -> bool) -> bool {
     }
 }
 
+/// Bytes of a list of children that are read: some 9,000 of them.
+const CHILDREN: u64 = 64 * 1024;
+
 /// The longest path made below `/proc`, two numbers in it, and its NUL.
 const PATH: usize = 40;
 
@@ -306,6 +397,13 @@ pub fn hostname() -> Option<String> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_proc_that_hides() {
+        assert!(is_hiding(b"22 28 0:21 / /proc rw,nosuid - proc proc rw,hidepid=invisible"));
+        assert!(!is_hiding(b"22 28 0:21 / /proc rw,nosuid - proc proc rw"));
+        assert!(!is_hiding(b"22 28 0:21 / /mnt rw,nosuid - proc proc rw,hidepid=2"));
+    }
 
     #[test]
     fn the_corpus() {

@@ -5,6 +5,7 @@
 //! Every other thread that shares its memory must be stopped meanwhile: the call instruction is written into its code.
 
 use super::clock;
+use super::proc::Proc;
 use crate::machine::types::Instant;
 use nix::errno::Errno;
 use std::time::Duration;
@@ -106,35 +107,41 @@ pub struct Traced {
     mask: u64,
     at: u64,
     code: [u64; 3],
+    until: Instant,
 }
 
 /// The bytes of a page on every configuration we may meet; the smallest, since only an aligned start is needed.
 const PAGE: u64 = 4096;
 
 impl Traced {
-    /// Takes hold of thread `tid` of the stopped process `pid`.
+    /// Takes hold of thread `tid` of the stopped process `pid`; no call of it is waited for after `until`.
     ///
     /// # Errors
     /// `EPERM` where it may not be traced (it made itself undumpable, somebody else traces it, Yama, a seccomp profile),
-    /// `ESRCH` where it is gone, `ETIMEDOUT` where it does not come to a stop, `EIO` where its code cannot be written.
-    pub fn seize(pid: i32, tid: i32) -> Result<Self, Errno> {
+    /// `EFAULT` where its code is not in memory, `ESRCH` where it is gone, `ETIMEDOUT` where it does not come to a stop, `EIO` where its code cannot be written.
+    pub fn seize(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<Self, Errno> {
         request(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD as usize)?;
         request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
+        // It has to come to a stop, or it could not be let go of.
         wait(tid, clock::now().plus(STEP))?;
-        Self::hold(pid, tid).inspect_err(|_| let_go(pid, tid))
+        Self::hold(proc_, pid, tid, until).inspect_err(|_| let_go(pid, tid))
     }
 
-    fn hold(pid: i32, tid: i32) -> Result<Self, Errno> {
+    fn hold(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<Self, Errno> {
         let saved = registers(tid)?;
         let mut mask = 0u64;
         request(libc::PTRACE_GETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).addr())?;
         // The start of the page it is running in: mapped and executable, and no word of ours crosses into another page.
         let at = arch::pc(&saved) & !(PAGE - 1);
+        // A page that is not in memory would have to be read from where it lies, which may be a file system of the workload's own.
+        if proc_.is_in_memory(pid, at) == Ok(false) {
+            return Err(Errno::EFAULT);
+        }
         let mut code = [0u64; 3];
         for (n, word) in (0u64..).zip(&mut code) {
             *word = peek(tid, at + n * 8)?;
         }
-        let traced = Self { pid, tid, saved, mask, at, code };
+        let traced = Self { pid, tid, saved, mask, at, code, until };
         let every = u64::MAX;
         request(libc::PTRACE_SETSIGMASK, tid, size_of::<u64>(), (&raw const every).addr())?;
         // The instruction, and an address of sixteen zero bytes behind it: AF_UNSPEC.
@@ -164,7 +171,7 @@ impl Traced {
     /// One system call made by the thread; what it returned.
     fn call(&mut self, number: i64, args: [u64; 3]) -> Result<i64, Errno> {
         set_registers(self.tid, &arch::call(self.saved, self.at, number, args))?;
-        let until = clock::now().plus(STEP);
+        let until = clock::now().plus(STEP).min(self.until);
         // In and out again: two stops that TRACESYSGOOD marks.
         for _ in 0..2 {
             let mut stray = 0;

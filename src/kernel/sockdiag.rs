@@ -46,6 +46,13 @@ pub struct Socket {
 }
 
 impl Socket {
+    /// Whether it is the same connection, in whatever state.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        let ends = |s: &Self| (s.family, s.source, s.port, s.destination);
+        ends(self) == ends(other)
+    }
+
     /// Whether the peer is this machine's loopback.
     #[must_use]
     pub fn to_loopback(&self) -> bool {
@@ -77,20 +84,20 @@ pub fn tcp(states: &[u8]) -> Result<Vec<Socket>, Errno> {
     }
 }
 
-/// Closed sockets that still have something to send to somebody outside: how many, and how many bytes.
+/// Closed sockets that still have something to send to somebody outside.
 #[must_use]
-pub fn orphans(proc_: Option<&Proc>) -> (u64, u64) {
+pub fn orphans(proc_: Option<&Proc>) -> Vec<Socket> {
     // The kernel's own count of sockets that nobody holds any more, of all namespaces; the walk that finds them goes over every
     // connection. Below the /proc that was opened before the workload ran: over the path one that may mount could mount another.
     let sockstat = proc_.and_then(|proc_| proc_.following(c"net/sockstat", 4096).ok()).unwrap_or_default();
     let none = |line: &[u8]| line.starts_with(b"TCP:") && line.windows(10).any(|part| part == b" orphan 0 ");
     if sockstat.split(|&b| b == b'\n').any(none) {
-        return (0, 0);
+        return Vec::new();
     }
-    let closing = tcp(&[state::FIN_WAIT1, state::LAST_ACK, state::CLOSING]).unwrap_or_default();
+    let mut closing = tcp(&[state::FIN_WAIT1, state::LAST_ACK, state::CLOSING]).unwrap_or_default();
     // The FIN itself counts as one byte.
-    let left = closing.iter().filter(|s| s.inode == 0 && s.queued > 1 && !s.to_loopback());
-    left.fold((0, 0), |(n, bytes), s| (n + 1, bytes + u64::from(s.queued)))
+    closing.retain(|s| s.inode == 0 && s.queued > 1 && !s.to_loopback());
+    closing
 }
 
 fn dump(socket: &OwnedFd, family: i32, states: u32, found: &mut Vec<Socket>) -> Result<(), Errno> {

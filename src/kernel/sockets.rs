@@ -7,12 +7,20 @@
 //! * UDP: `connect(AF_UNSPEC)` undoes SO_BINDTODEVICE, so the tie is worth nothing there; `shutdown(2)` answers ENOTCONN and
 //!   yet stops every later send for good. A corked datagram would still leave: one send that is too long discards it.
 //!
+//! CAP_NET_RAW takes the tie off again: where the workload may have it, TCP is not cut this way.
+//!
 //! Anything else (raw, packet, MPTCP, SCTP, vsock) is not cut this way and says so.
 
+use super::clock;
 use super::proc::Proc;
+use crate::machine::types::Instant;
 use nix::errno::Errno;
+use std::cmp::Ordering;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Descriptors between two looks at the clock.
+const EACH: u32 = 16;
 
 /// A descriptor of some process that is a socket which may lead outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,14 +35,13 @@ pub struct Found {
 /// kernel's own AF_NETLINK and AF_ALG. A socket whose protocol the kernel does not name is taken to lead outside.
 ///
 /// # Errors
-/// `EACCES` where the process made itself undumpable (proc_pid_fd(5)), `ENOENT` where it is gone.
-pub fn outside(proc_: &Proc, pid: i32, tid: i32) -> Result<Vec<Found>, Errno> {
+/// `EACCES` where the process made itself undumpable (proc_pid_fd(5)), `ENOENT` where it is gone, `ETIME` where the table was too long
+/// for the time given.
+pub fn outside(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<Vec<Found>, Errno> {
     let mut found = Vec::new();
-    let dir = format!("{pid}/task/{tid}/fd");
-    proc_.each_number(&dir, |fd| {
-        let path = format!("{dir}/{fd}");
-        if let Some(inode) = proc_.link(&path).and_then(|link| inode(&link))
-            && !harmless(&path)
+    each_descriptor(proc_, pid, tid, until, |fd, path, inode| {
+        if let Some(inode) = inode
+            && !harmless(path)
         {
             found.push(Found { fd, inode });
         }
@@ -42,31 +49,62 @@ pub fn outside(proc_: &Proc, pid: i32, tid: i32) -> Result<Vec<Found>, Errno> {
     Ok(found)
 }
 
+/// Calls `each` with every descriptor of a thread, its path below `/proc`, and its inode where it is a socket.
+fn each_descriptor(
+    proc_: &Proc,
+    pid: i32,
+    tid: i32,
+    until: Instant,
+    mut each: impl FnMut(i32, &str, Option<u64>),
+) -> Result<(), Errno> {
+    let dir = format!("{pid}/task/{tid}/fd");
+    let mut seen = 0u32;
+    let whole = proc_.each_number(&dir, |fd| {
+        let path = format!("{dir}/{fd}");
+        each(fd, &path, proc_.link(&path).and_then(|link| inode(&link)));
+        seen = seen.wrapping_add(1);
+        !seen.is_multiple_of(EACH) || clock::now() < until
+    })?;
+    if whole { Ok(()) } else { Err(Errno::ETIME) }
+}
+
 /// How many descriptors the thread has, and how many of them are sockets of any kind.
 ///
 /// # Errors
 /// As `outside`.
-pub fn count(proc_: &Proc, pid: i32, tid: i32) -> Result<(u64, u64), Errno> {
+pub fn count(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<(u64, u64), Errno> {
     let (mut descriptors, mut sockets) = (0, 0);
-    let dir = format!("{pid}/task/{tid}/fd");
-    proc_.each_number(&dir, |fd| {
+    each_descriptor(proc_, pid, tid, until, |_, _, inode| {
         descriptors += 1;
-        sockets += u64::from(proc_.link(&format!("{dir}/{fd}")).is_some_and(|link| inode(&link).is_some()));
+        sockets += u64::from(inode.is_some());
     })?;
     Ok((descriptors, sockets))
 }
 
-/// The inodes of the sockets a process holds, in whichever thread's table.
-pub fn inodes(proc_: &Proc, pid: i32, mut each: impl FnMut(u64)) {
+/// The inodes of the sockets a process holds, in whichever thread's table; whether that was all of them.
+pub fn inodes(proc_: &Proc, pid: i32, until: Instant, mut each: impl FnMut(u64)) -> bool {
     // A process that is gone, or that hides its descriptors, has none that could be named.
-    let _ = proc_.each_number(&format!("{pid}/task"), |tid| {
-        let dir = format!("{pid}/task/{tid}/fd");
-        let _ = proc_.each_number(&dir, |fd| {
-            if let Some(inode) = proc_.link(&format!("{dir}/{fd}")).and_then(|link| inode(&link)) {
-                each(inode);
-            }
-        });
-    });
+    proc_
+        .each_number(&format!("{pid}/task"), |tid| {
+            let looked = each_descriptor(proc_, pid, tid, until, |_, _, inode| inode.into_iter().for_each(&mut each));
+            looked != Err(Errno::ETIME) && clock::now() < until
+        })
+        .unwrap_or(true)
+}
+
+/// How the descriptor tables of two stopped threads of any process are to each other, in an order of the kernel's own (kcmp(2),
+/// KCMP_FILES); `None` where it does not say: docker's default profile refuses the call. It waits for who is in execve(2), which nobody
+/// who is stopped is.
+#[must_use]
+pub fn compare_tables(one: i32, other: i32) -> Option<Ordering> {
+    const FILES: libc::c_int = 2;
+    // SAFETY: kcmp(2) takes integers.
+    match unsafe { libc::syscall(libc::SYS_kcmp, one, other, FILES, 0, 0) } {
+        0 => Some(Ordering::Equal),
+        1 => Some(Ordering::Less),
+        2 => Some(Ordering::Greater),
+        _ => None,
+    }
 }
 
 fn inode(link: &[u8]) -> Option<u64> {
@@ -100,16 +138,17 @@ pub fn duplicate(process: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Cuts a socket off from everything but loopback, for good. `Ok(false)` where it never led outside.
+/// Cuts a socket off from everything but loopback, for good. `Ok(false)` where it never led outside. `ties_hold`: whether nobody who
+/// has it can undo SO_BINDTODEVICE.
 ///
 /// # Errors
 /// The errno of the step that was refused; `EPROTONOSUPPORT` where there is no such way for this kind of socket. The socket
 /// may then be cut in part.
-pub fn cut(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub fn cut(socket: BorrowedFd<'_>, ties_hold: bool) -> Result<bool, Errno> {
     let domain = option(socket, libc::SO_DOMAIN)?;
     match (domain, option(socket, libc::SO_PROTOCOL)?) {
         (libc::AF_UNIX | libc::AF_NETLINK | libc::AF_ALG, _) => Ok(false),
-        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_TCP) => {
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_TCP) if ties_hold => {
             let local = both_ends_are_loopback(socket);
             if !local {
                 disconnect(socket)?;
@@ -235,7 +274,7 @@ mod tests {
         from.send_to(b"control", to.local_addr().unwrap()).unwrap();
         let mut bytes = [0; 16];
         assert_eq!(to.recv(&mut bytes).unwrap(), 7);
-        assert_eq!(cut(from.as_fd()), Ok(true));
+        assert_eq!(cut(from.as_fd(), false), Ok(true));
         assert!(from.send_to(b"late", to.local_addr().unwrap()).is_err());
         disconnect(from.as_fd()).unwrap();
         assert!(from.send_to(b"late", to.local_addr().unwrap()).is_err());
@@ -246,12 +285,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut two, _) = listener.accept().unwrap();
-        assert_eq!(cut(one.as_fd()), Ok(false));
+        assert_eq!(cut(one.as_fd(), false), Err(Errno::EPROTONOSUPPORT));
+        assert_eq!(cut(one.as_fd(), true), Ok(false));
         use std::io::{Read, Write};
         (&one).write_all(b"still").unwrap();
         let mut bytes = [0; 5];
         two.read_exact(&mut bytes).unwrap();
-        assert_eq!(cut(std::os::unix::net::UnixDatagram::unbound().unwrap().as_fd()), Ok(false));
+        assert_eq!(cut(std::os::unix::net::UnixDatagram::unbound().unwrap().as_fd(), false), Ok(false));
     }
 
     #[test]

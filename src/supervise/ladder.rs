@@ -92,18 +92,17 @@ impl Supervisor {
         // The kill must not wait for it: half of what is left, and never longer than any tree we know of needs.
         let until = now.plus((until.since(now) / 2).min(REVOKE_AT_MOST));
         let mut done = revoke::revoke(&mut self.shared.everything(), until);
-        if self.pid1 {
-            let (count, bytes) = sockdiag::orphans(self.shared.everything().proc_());
-            done.orphans(count, bytes);
-        }
-        let frozen = done.frozen();
+        let mut closed = sockdiag::orphans(self.shared.everything().proc_());
+        // As PID 1 all are the workload's. Elsewhere nobody knows whose a closed one was: those from before it are not.
+        closed.retain(|s| self.closed_before.iter().all(|before| !before.is(s)));
+        done.orphans(&closed, if self.pid1 { "" } else { ", which may be the workload's," });
         self.frozen = std::mem::take(&mut done.frozen);
         self.escalated(Escalation {
             files: Some(done.files.to_owned()),
             network: Some(done.network.to_owned()),
             limited: Some(done.limited),
             sockets_cut: Some(done.cut),
-            frozen: Some(frozen),
+            frozen: done.stopped,
             errors: done.errors,
             ..self.rung("revoke")
         });
@@ -114,13 +113,12 @@ impl Supervisor {
         let at_ms = seal::since_trigger(&self.machine);
         // The signal before anything that allocates: the workload may have left no memory.
         let mut everything = self.shared.everything();
-        let mut reached = everything.signal(Signal::SIGKILL);
+        everything.signal(Signal::SIGKILL);
         if !self.pid1 {
             // Until a pass finds nobody, since whoever forks meanwhile is not in the pass that was.
             let began = clock::now();
             while everything.alive().is_some_and(|alive| alive > 0) && clock::now().since(began) < ONE_KILL {
-                let more = everything.signal(Signal::SIGKILL).unwrap_or(0);
-                reached = reached.map(|n| n.saturating_add(more));
+                everything.signal(Signal::SIGKILL);
             }
         }
         drop(everything);
@@ -134,7 +132,9 @@ impl Supervisor {
     /// The kill rung's counts are known now.
     fn killed(&mut self) {
         if let Some(mut killing) = self.killing.take() {
-            let left = if self.machine.drained() { Some(0) } else { self.shared.everything().alive() };
+            // Where the kernel does not say that nobody is left there is somebody, though nobody be seen.
+            let left =
+                if self.machine.drained() { Some(0) } else { self.shared.everything().alive().map(|n| n.max(1)) };
             killing.survivors = left;
             // Those that are left were signalled too; how many, nobody knows where they cannot be counted.
             killing.signalled = killing.signalled.zip(left).map(|(reaped, left)| reaped.saturating_add(left));

@@ -72,7 +72,9 @@ impl Supervisor {
         let now = clock::now();
         if !self.frozen.is_empty() {
             self.frozen.keep(&mut self.shared.everything());
-            self.refreeze = now.plus(REFREEZE);
+            // At most a quarter of a CPU, as the samples.
+            let after = clock::now();
+            self.refreeze = now.plus(REFREEZE).max(after.plus(after.since(now) * 3));
         }
         if self.watch.due().is_none_or(|due| now < due) {
             return;
@@ -99,9 +101,10 @@ impl Supervisor {
         self.next_activity = Some(now.plus(ACTIVITY_EVERY));
         let (processes, more) = {
             let mut everything = self.shared.everything();
+            let until = now.plus(everything.recording());
             let Some(members) = everything.members().map(<[_]>::to_vec) else { return };
             let Some(proc_) = everything.proc_() else { return };
-            activity(proc_, &members)
+            activity(proc_, &members, until)
         };
         let record = Activity { at_ms: seal::since_trigger(&self.machine), processes, more };
         self.shared.log().write(&Body::Activity(record));

@@ -12,11 +12,12 @@ use crate::kernel::kill::Everything;
 use crate::kernel::outcome::Outcome;
 use crate::kernel::reap::{self, Reaped};
 use crate::kernel::signals::Signals;
+use crate::kernel::sockdiag::Socket;
 use crate::kernel::spawn::{Child, Handshake};
 use crate::kernel::{clock, limits};
 use crate::machine::status::LaunchFailure;
 use crate::machine::step::{Event, Machine, State};
-use crate::machine::types::Instant;
+use crate::machine::types::{Ended, Instant};
 use crate::relay::Relay;
 use crate::revoke::Frozen;
 use crate::scrub::job::Job;
@@ -38,6 +39,9 @@ use std::time::SystemTime;
 const REAPED_AT_ONCE: u32 = 4096;
 /// How long PID 1 waits for several deaths at once.
 const DEATHS: std::time::Duration = std::time::Duration::from_micros(300);
+
+/// What a process that SIGKILL ended died of.
+const KILLED: u8 = 9;
 
 /// What the panic hook has to reach as well.
 #[derive(Debug)]
@@ -91,7 +95,9 @@ pub struct Supervisor {
     pub asked: Option<Escalation>,
     /// The kill rung, until its counts are known.
     pub killing: Option<Escalation>,
-    /// What the revoke rung left stopped.
+    /// Closed sockets that were still sending before the spawn (not PID 1).
+    pub closed_before: Vec<Socket>,
+    /// Whether the revoke rung left everything stopped.
     pub frozen: Frozen,
     /// The samples.
     pub watch: Watch,
@@ -243,10 +249,12 @@ impl Supervisor {
                 break false;
             }
             left -= 1;
-            match reap::next() {
-                Ok(Some(Reaped::Ended { pid, how, max_rss })) => {
+            match reap::next(self.killing.is_some()) {
+                Ok(Some(Reaped::Ended { pid, how, thread, max_rss })) => {
                     self.facts.reaped(max_rss);
-                    if let Some(killing) = self.killing.as_mut() {
+                    // Who was dead long before and not waited for was not killed by us, nor is a thread anybody by itself.
+                    let killed = (how == Ended::Signaled(KILLED) && !thread) || without("true_count");
+                    if let Some(killing) = self.killing.as_mut().filter(|_| killed) {
                         killing.signalled = killing.signalled.map(|n| n.saturating_add(1));
                     }
                     if self.child.as_ref().is_some_and(|c| c.pid == pid) {

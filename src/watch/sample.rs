@@ -19,6 +19,8 @@ use std::time::Duration;
 /// How much CPU time counting the processes may take.
 const COUNTING: Duration = Duration::from_millis(2);
 const BEFORE: Duration = Duration::from_secs(1);
+/// How long it may take to see whose the sockets are.
+const WHOSE: Duration = Duration::from_millis(20);
 /// How much longer each pause is than the one before while the memory limit is used up. Under a CPU quota PID 1 then has what was
 /// left to its CPU, 1 ms (min_cfs_rq_runtime), and gets no more before the workload has paid for the time that it spends in the
 /// kernel looking for memory. A look takes 0.08 ms of it, and the kill at the deadline needs the rest.
@@ -243,9 +245,12 @@ impl Watch {
         let (listeners, peers) = match &seen {
             Some(all) if all.iter().any(|s| new(&s) || opening(&s)) => {
                 let own = self.own(everything);
-                let ours = |s: &&Socket| own.as_ref().is_none_or(|own| own.contains(&u64::from(s.inode)));
+                let ours = |s: &&Socket| self.pid1 || own.as_ref().is_some_and(|own| own.contains(&u64::from(s.inode)));
                 let peers: HashSet<[u8; 16]> = all.iter().filter(opening).filter(ours).map(|s| s.destination).collect();
-                (Some(all.iter().filter(new).filter(ours).count()), Some(peers.len()))
+                // Where it took too long to see whose they are nothing is known.
+                let known = self.pid1 || own.is_some();
+                let count = known.then(|| all.iter().filter(new).filter(ours).count());
+                (count, known.then_some(peers.len()))
             }
             Some(_) => (Some(0), Some(0)),
             None => (None, None),
@@ -291,19 +296,21 @@ impl Watch {
         Some(seen)
     }
 
-    /// The sockets of the workload's own processes; `None` as PID 1, where all are taken for its own.
+    /// The sockets of the workload's own processes; `None` as PID 1, where all are taken for its own, and where their tables are too
+    /// long for the time there is.
     fn own(&self, everything: &Everything) -> Option<HashSet<u64>> {
         if self.pid1 {
             return None;
         }
         let proc_ = everything.proc_()?;
         let mut own = HashSet::new();
-        for who in self.known.keys() {
-            sockets::inodes(proc_, who.pid, |inode| {
+        let until = clock::now().plus(WHOSE);
+        let whole = self.known.keys().all(|who| {
+            sockets::inodes(proc_, who.pid, until, |inode| {
                 own.insert(inode);
-            });
-        }
-        Some(own)
+            })
+        });
+        whole.then_some(own)
     }
 }
 
