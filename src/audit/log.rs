@@ -236,6 +236,9 @@ impl Log {
         }
         self.repeat_troubles(&mut body);
         let mut safe = false;
+        // As the kill found it: only then may there be a second thread of ours (`flush`).
+        let kill = body.escalation.iter().rfind(|rung| rung.rung == "kill");
+        let alone = kill.is_some_and(|kill| kill.survivors == Some(0));
         let limit = RESERVE.saturating_sub(2); // The newlines around it.
         if let Some(sink) = &mut self.file {
             // Where even the reserved room was taken away, a page may still be free.
@@ -244,7 +247,7 @@ impl Log {
                 let cause = match sink.append(&line, true) {
                     Written::Yes => {
                         safe = self.file_cause.is_none() && sink.disturbed().is_none();
-                        match sink.sync_until(until) {
+                        match sink.sync_until(until, alone) {
                             Ok(()) => sink.release(),
                             Err(cause) => {
                                 // Whoever does not answer an fsync is asked nothing more.
@@ -276,7 +279,7 @@ impl Log {
             // The very line that was sealed, where it fits: nothing follows a seal, so neither chain goes on.
             let chain = if safe { &self.file_chain } else { &self.stderr_chain };
             if let Ok(line) = chain.render_seal(&body, &time, MESSAGE_LIMIT)
-                && let Err(cause) = message.replace(&line, until.map(|until| until.plus(MESSAGE_PATIENCE)))
+                && let Err(cause) = message.replace(&line, until.map(|until| until.plus(MESSAGE_PATIENCE)), alone)
             {
                 self.message_cause = Some(cause);
                 self.troubles.push(format!("termination log: {cause}"));

@@ -87,7 +87,7 @@ pub struct AuditSink {
     mode: u32,
     /// Somebody else changed the file.
     disturbed: Option<&'static str>,
-    /// The fsync of the trigger's record, which the ladder did not wait for.
+    /// The fsyncs that the ladder did not wait for.
     flushing: Option<Flush>,
 }
 
@@ -96,25 +96,39 @@ const FOR_EVER: Duration = Duration::from_secs(3600);
 /// A disk that does not answer.
 pub const LATE: &str = "fsync did not come back in time";
 
-fn answered(answer: Option<Result<(), Errno>>) -> Result<(), Cause> {
-    match answer {
-        Some(answer) => answer.map_err(|errno| Cause::refused("fsync", errno)),
-        None => Err(Cause::because(LATE)),
-    }
+fn answered(answer: Option<Result<(), Cause>>) -> Result<(), Cause> {
+    answer.unwrap_or(Err(Cause::because(LATE)))
 }
 
-/// A thread for its fsync, unless it is in memory, where fsync does nothing and cannot hang.
-fn flush(file: &File) -> Option<Flush> {
-    let in_memory = files::file_system(file.as_fd()) == libc::TMPFS_MAGIC;
-    if in_memory { None } else { Flush::start(file.as_fd()) }
+/// Whether it is in memory, where fsync does nothing and cannot hang.
+fn in_memory(file: &File) -> bool {
+    files::file_system(file.as_fd()) == libc::TMPFS_MAGIC
 }
 
-/// `fsync(2)` here, or, with `until`, beside us and given up then.
-fn sync_until(file: &File, until: Option<Instant>) -> Result<(), Cause> {
-    let beside = until.and_then(|until| Some((flush(file)?, until)));
-    match beside {
-        Some((flush, until)) => answered(flush.wait(until)),
-        None => file.sync_all().map_err(refused("fsync")),
+/// Starts an fsync that is not waited for here, besides those of `flush`. With a thread only where nobody of the workload is left.
+fn start(file: &File, flush: &mut Option<Flush>, alone: bool) -> Result<(), Cause> {
+    let fd = file.as_fd();
+    let in_kernel = |flush: &mut Option<Flush>| {
+        let new = flush.take().map_or_else(Flush::in_kernel, Ok)?;
+        flush.insert(new).submit(fd)
+    };
+    let refused = match in_kernel(flush) {
+        Err(cause) if alone => cause,
+        other => return other,
+    };
+    *flush = Some(Flush::in_thread(fd).ok_or(refused)?);
+    Ok(())
+}
+
+/// `fsync(2)` here, or, with `until`, beside us and given up then. Where there is no "beside", here once more, but only where
+/// nobody of the workload is left: else it could make us wait by using up what "beside" takes.
+fn sync_until(file: &File, flush: &mut Option<Flush>, until: Option<Instant>, alone: bool) -> Result<(), Cause> {
+    let here = || file.sync_all().map_err(refused("fsync"));
+    let Some(until) = until.filter(|_| !in_memory(file)) else { return here() };
+    match start(file, flush, alone) {
+        Ok(()) => answered(flush.as_mut().and_then(|flush| flush.wait(until))),
+        Err(_) if alone => here(),
+        refused => refused,
     }
 }
 
@@ -183,31 +197,34 @@ impl AuditSink {
         self.file.sync_all().map_err(refused("fsync"))
     }
 
-    /// `fsync(2)`, which nobody waits for: the kill must not come late because a disk is slow. Where there is no thread for it
-    /// (pids limit, memory), or nothing to wait for, it is done here.
+    /// `fsync(2)`, which nobody waits for: the kill must not come late because a disk is slow. Where it cannot be had without a
+    /// thread it is left to the seal's: the workload is alive, and a thread is a name for us that the filter does not know.
     ///
     /// # Errors
-    /// What was refused, where it was done here.
+    /// Why it is left to the seal's.
     pub fn sync_beside(&mut self) -> Result<(), Cause> {
-        if without("beside") {
+        if without("beside") || in_memory(&self.file) {
             return self.sync();
         }
-        self.flushing = flush(&self.file);
-        if self.flushing.is_some() { Ok(()) } else { self.sync() }
+        if without("flush_thread") {
+            self.flushing = Flush::in_thread(self.file.as_fd());
+            return Ok(());
+        }
+        start(&self.file, &mut self.flushing, false)
     }
 
-    /// `fsync(2)`, the last one. With `until` it is given up then.
+    /// `fsync(2)`, the last one. With `until` it is given up then. `alone` where nobody of the workload is left.
     ///
     /// # Errors
     /// What was refused, now or of the one before; `LATE` where the disk did not answer.
-    pub fn sync_until(&mut self, until: Option<Instant>) -> Result<(), Cause> {
+    pub fn sync_until(&mut self, until: Option<Instant>, alone: bool) -> Result<(), Cause> {
         // Without an outside clock it may take as long as the one that follows, for the same disk.
         let patience = until.unwrap_or_else(|| clock::now().plus(FOR_EVER));
-        let before = self.flushing.take().map_or(Ok(()), |flush| answered(flush.wait(patience)));
+        let before = self.flushing.as_mut().map_or(Ok(()), |flush| answered(flush.wait(patience)));
         if before == Err(Cause::because(LATE)) {
             return before;
         }
-        before.and(sync_until(&self.file, until))
+        before.and(sync_until(&self.file, &mut self.flushing, until, alone))
     }
 
     /// Room for `length` bytes and the seal after them; FALLOC_FL_KEEP_SIZE leaves the file's length alone
@@ -396,17 +413,17 @@ impl MessageSink {
         self.file.as_raw_fd()
     }
 
-    /// Replaces whatever is in it; with `until` its fsync is given up then.
+    /// Replaces whatever is in it; with `until` its fsync is given up then. `alone` where nobody of the workload is left.
     ///
     /// # Errors
     /// What was refused.
-    pub fn replace(&self, message: &str, until: Option<Instant>) -> Result<(), Cause> {
+    pub fn replace(&self, message: &str, until: Option<Instant>, alone: bool) -> Result<(), Cause> {
         if without("message") {
             return Err(Cause::because(OFF));
         }
         self.file.set_len(0).map_err(refused("ftruncate"))?;
         self.file.write_all_at(message.as_bytes(), 0).map_err(refused("pwrite"))?;
-        sync_until(&self.file, until)
+        sync_until(&self.file, &mut None, until, alone)
     }
 }
 
