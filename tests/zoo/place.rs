@@ -241,7 +241,7 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 16] = [
+    const NOT: [&str; 22] = [
         "origin",
         "flood",
         "foreground",
@@ -255,6 +255,12 @@ fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
         "last_bracket",
         "headless",
         "second_look",
+        "real_stop",
+        "each_thread",
+        "true_count",
+        "hidden",
+        "uninterruptible",
+        "composure",
         "own_tree",
         "memory_first",
         "environment",
