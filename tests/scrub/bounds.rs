@@ -67,7 +67,7 @@ fn at_most_64_descriptors_for_any_tree() {
     std::fs::remove_dir(place.path().join("tree-legs")).unwrap();
     // Control: so few that the limit is felt, and said.
     let tree = make("legs", &place.path(), false);
-    let limit: Vec<String> = ["prlimit", "--nofile=24:24"].map(str::to_owned).to_vec();
+    let limit: Vec<String> = ["prlimit", "--nofile=16:16"].map(str::to_owned).to_vec();
     let (_, path) = scrub(&tree, &limit, &[]);
     assert_eq!((&path["status"], &path["why"]), (&"failed".into(), &"EMFILE".into()), "{path}");
     scrub(&tree, &[], &["--scrub-budget", "50s"]);
