@@ -105,31 +105,22 @@ fn in_memory(file: &File) -> bool {
     files::file_system(file.as_fd()) == libc::TMPFS_MAGIC
 }
 
-/// Starts an fsync that is not waited for here, besides those of `flush`. With a thread only where nobody of the workload is left.
-fn start(file: &File, flush: &mut Option<Flush>, alone: bool) -> Result<(), Cause> {
-    let fd = file.as_fd();
-    let in_kernel = |flush: &mut Option<Flush>| {
-        let new = flush.take().map_or_else(Flush::in_kernel, Ok)?;
-        flush.insert(new).submit(fd)
-    };
-    let refused = match in_kernel(flush) {
-        Err(cause) if alone => cause,
-        other => return other,
-    };
-    *flush = Some(Flush::in_thread(fd).ok_or(refused)?);
-    Ok(())
+/// Starts one that the kernel does by itself, besides those that are on their way.
+fn in_kernel(file: &File, flush: &mut Option<Flush>) -> Result<(), Cause> {
+    let new = flush.take().map_or_else(Flush::in_kernel, Ok)?;
+    flush.insert(new).submit(file.as_fd())
 }
 
-/// `fsync(2)` here, or, with `until`, beside us and given up then. Where there is no "beside", here once more, but only where
-/// nobody of the workload is left: else it could make us wait by using up what "beside" takes.
+/// `fsync(2)` here, or, with `until`, beside us and given up then. By a thread only where nobody of the workload is left; where
+/// somebody is, and the kernel does not do it by itself, not at all: it could make us wait by using up what that takes.
 fn sync_until(file: &File, flush: &mut Option<Flush>, until: Option<Instant>, alone: bool) -> Result<(), Cause> {
     let here = || file.sync_all().map_err(refused("fsync"));
     let Some(until) = until.filter(|_| !in_memory(file)) else { return here() };
-    match start(file, flush, alone) {
-        Ok(()) => answered(flush.as_mut().and_then(|flush| flush.wait(until))),
-        Err(_) if alone => here(),
-        refused => refused,
+    if alone {
+        return Flush::in_thread(file.as_fd()).map_or_else(here, |mut flush| answered(flush.wait(until)));
     }
+    in_kernel(file, flush)?;
+    answered(flush.as_mut().and_then(|flush| flush.wait(until)))
 }
 
 impl AuditSink {
@@ -210,7 +201,7 @@ impl AuditSink {
             self.flushing = Flush::in_thread(self.file.as_fd());
             return Ok(());
         }
-        start(&self.file, &mut self.flushing, false)
+        in_kernel(&self.file, &mut self.flushing)
     }
 
     /// `fsync(2)`, the last one. With `until` it is given up then. `alone` where nobody of the workload is left.

@@ -93,7 +93,8 @@ impl StderrSink {
         while !rest.is_empty() {
             let left = deadline.since(clock::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-            let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
+            let mut polled = vec![PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
+            polled.extend(clock::timer(left).map(|timer| PollFd::new(timer, PollFlags::POLLIN)));
             match poll(&mut polled, timeout) {
                 Ok(0) => {
                     self.torn |= rest.len() < bytes.len();
@@ -103,8 +104,8 @@ impl StderrSink {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Cause::refused("poll", errno)),
             }
-            if polled.iter().all(|polled| polled.revents().is_none_or(|events| events.is_empty())) {
-                continue; // EINTR: nothing is known yet.
+            if polled.first().is_none_or(|polled| polled.revents().is_none_or(|events| events.is_empty())) {
+                continue; // EINTR, or the time is over: the next look says so.
             }
             let most = if self.device { 1 } else { CHUNK };
             let chunk = if self.nonblocking { rest } else { rest.get(..most).unwrap_or(rest) };

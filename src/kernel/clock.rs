@@ -1,8 +1,13 @@
 //! The monotonic clock (clock_gettime(2)), as the machine's `Instant`.
 
 use crate::machine::types::Instant;
+use crate::switches::without;
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::time::{ClockId, clock_gettime};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// The CPU time this thread has used: what a quota counts.
@@ -32,7 +37,24 @@ pub fn exact() {
     let _ = nix::sys::prctl::set_timerslack(1);
 }
 
+/// Readable after so long, for a poll beside its own timeout; `None` where there is nothing to wait for, or no timer. Only for the
+/// main thread: there is one.
+///
+/// What a call that waits is late by at most (PR_SET_TIMERSLACK) a holder of CAP_SYS_NICE can set to years, in /proc/PID/timerslack_ns
+/// (proc(5)), which is open to everybody and never asks whether we are dumpable. A timer of its own (timerfd_create(2)) is never late.
+pub fn timer(after: Duration) -> Option<BorrowedFd<'static>> {
+    static TIMER: OnceLock<Option<TimerFd>> = OnceLock::new();
+    if after.is_zero() || without("own_timer") {
+        return None;
+    }
+    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let timer = TIMER.get_or_init(|| TimerFd::new(nix::sys::timerfd::ClockId::CLOCK_MONOTONIC, flags).ok()).as_ref()?;
+    timer.set(Expiration::OneShot(TimeSpec::from_duration(after)), TimerSetTimeFlags::empty()).ok()?;
+    Some(timer.as_fd())
+}
+
 /// Waits for about so long, less where the kernel refuses to (`std::thread::sleep` panics then): whoever waits has a deadline of its own.
 pub fn pause(duration: Duration) {
-    let _ = nix::poll::ppoll(&mut [], Some(TimeSpec::from_duration(duration)), None);
+    let mut timer = timer(duration).map(|timer| PollFd::new(timer, PollFlags::POLLIN));
+    let _ = nix::poll::ppoll(timer.as_mut_slice(), Some(TimeSpec::from_duration(duration)), None);
 }

@@ -130,11 +130,12 @@ impl Signals {
         self.fd.as_fd()
     }
 
-    /// Waits until one of `fds` is ready or `timeout` has passed (`None`: for ever).
+    /// Waits until one of `fds`, to which the timer is added, is ready or `timeout` has passed (`None`: for ever).
     ///
     /// # Errors
     /// `ENOMEM` or `EINVAL` of `ppoll(2)`.
-    pub fn wait(&self, fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<(), Errno> {
+    pub fn wait(&self, fds: &mut Vec<PollFd<'_>>, timeout: Option<Duration>) -> Result<(), Errno> {
+        fds.extend(timeout.and_then(super::clock::timer).map(|timer| PollFd::new(timer, PollFlags::POLLIN)));
         match nix::poll::ppoll(fds, timeout.map(TimeSpec::from_duration), None) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno),

@@ -3,6 +3,7 @@
 use super::{Tried, io, sys};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::time::{Duration, Instant};
 
 macro_rules! call {
     ($($arg:expr),+) => {{
@@ -56,7 +57,36 @@ fn descriptors(s: i32) -> Tried {
     last
 }
 
+/// The same by the number of a second thread, which limits and the like do as well: as soon as there is one.
+fn by_thread(name: &str, s: i32) -> Tried {
+    // SAFETY: SIG_IGN installs no handler.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    println!("looking");
+    let until = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < until {
+        // None where the revoke rung took the descriptors away.
+        let threads = std::fs::read_dir(format!("/proc/{s}/task")).into_iter().flatten().flatten();
+        let mut numbers = threads.filter_map(|thread| thread.file_name().to_str()?.parse::<i32>().ok());
+        if let Some(other) = numbers.find(|thread| *thread != s) {
+            return attack(name, other).or_else(|| super::signals::attack(name, other)).unwrap();
+        }
+    }
+    Err(libc::ESRCH)
+}
+
+/// Lets every wait of its be late by years, and is there for five seconds.
+fn late(s: i32) -> Tried {
+    // SAFETY: SIG_IGN installs no handler.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    io(std::fs::write(format!("/proc/{s}/timerslack_ns"), i64::MAX.to_string()))?;
+    std::thread::sleep(Duration::from_secs(5));
+    Ok(())
+}
+
 pub fn attack(name: &str, s: i32) -> Option<Tried> {
+    if let Some(name) = name.strip_prefix("thread:") {
+        return Some(by_thread(name, s));
+    }
     let link = |what: &str| io(std::fs::read_link(format!("/proc/{s}/{what}"))).map(drop);
     let read = |what: &str| {
         let mut file = io(File::open(format!("/proc/{s}/{what}")))?;
@@ -68,6 +98,7 @@ pub fn attack(name: &str, s: i32) -> Option<Tried> {
     };
     Some(match name {
         "ptrace" => call!(libc::SYS_ptrace, 0x4206, s, 0usize, 0usize).map(drop),
+        "timerslack" => late(s),
         "proc-mem" => io(File::options().read(true).write(true).open(format!("/proc/{s}/mem"))).map(drop),
         "proc-environ" => read("environ"),
         "proc-maps" => read("maps"),

@@ -1,5 +1,6 @@
-//! A disk that is slow, or does not answer at all: every fsync(2) takes as long as strace says. The ladder does not wait for
-//! it, and the run ends inside its grace all the same.
+//! A disk that is slow, or does not answer at all: every fsync(2) takes as long as strace says, or the file system that the
+//! disk is a file of is frozen, which stops the kernel's own fsync too. The ladder does not wait for it, and the run ends inside
+//! its grace all the same.
 
 use super::place::switched;
 use super::support::*;
@@ -7,17 +8,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// A workload that ignores SIGTERM is stopped with a grace of 2 s: kill at 1.4 s, everything by 1.8 s.
-fn stopped(binary: &Path, delay_ms: u64) -> (Ran, std::time::Duration, String) {
+/// A workload that ignores SIGTERM is stopped with a grace of 2 s: kill at 1.4 s, everything by 1.8 s. `inject` is strace's.
+fn stopped(binary: &Path, inject: &str, off: &str) -> (Ran, std::time::Duration, String) {
     let dir = tempfile::tempdir().unwrap();
     let (audit, ready) = (dir.path().join("audit.json"), dir.path().join("ready"));
     let script = format!("trap '' TERM; : > {}; while :; do sleep 0.02; done", ready.display());
     let mut command = Command::new("strace");
     // -D: the tracer is somebody else's child, and gracekeeper is ours.
-    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e"]);
-    command.arg(format!("inject=fsync:delay_exit={}", delay_ms * 1000));
+    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,io_setup", "-e", inject]);
     command.arg(binary).args(["--grace", "2s", "--audit-file"]).arg(&audit).args(["--", "sh", "-c", &script]);
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("GRACEKEEPER_TEST_WITHOUT", "beside");
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("GRACEKEEPER_TEST_WITHOUT", off);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
     until("the workload runs", || ready.exists());
@@ -51,7 +51,7 @@ fn one_that_does_not_answer_costs_the_proof_and_not_the_kill() {
 }
 
 fn slow() {
-    let (ran, took, text) = stopped(Path::new(BINARY), 200);
+    let (ran, took, text) = stopped(Path::new(BINARY), "inject=fsync:delay_exit=200000", "");
     assert_eq!(ran.code(), Some(143), "{ran:#?}");
     let records = records(&text);
     let at = killed_at(&records);
@@ -63,10 +63,10 @@ fn slow() {
 
 fn dead() {
     // The control: with the fsync in the loop the kill waits for the disk. No other build heeds the variable.
-    let (_, _, text) = stopped(switched(), 2_500);
+    let (_, _, text) = stopped(switched(), "inject=fsync:delay_exit=2500000", "beside");
     let waited = killed_at(&records(&text));
     assert!(waited >= 2_400, "the control: {waited} ms: {text}");
-    let (ran, _, text) = stopped(Path::new(BINARY), 2_500);
+    let (ran, _, text) = stopped(Path::new(BINARY), "inject=fsync:delay_exit=2500000", "");
     assert_eq!(ran.code(), Some(143), "{ran:#?}");
     // What is in the file may not be on the disk: the seal is on stderr as well, and says so.
     let at = killed_at(&ran.records);
@@ -77,4 +77,62 @@ fn dead() {
     let written = time(ran.seal()) - time(&serde_json::from_str(asked).unwrap());
     assert!(written < 1.9, "on stderr {written} s after the stop");
     assert!(ran.seal().to_string().contains("fsync did not come back in time"), "{:#}", ran.seal());
+}
+
+/// The workload can use up what the kernel's own fsync takes (fs.aio-max-nr). Then the trigger's record is synced with the seal:
+/// neither is there a thread, which the workload could name, nor does the ladder wait.
+#[test]
+fn one_that_is_not_synced_by_the_kernel_itself_is_synced_with_the_seal() {
+    if !has("strace") {
+        return;
+    }
+    in_three(|| {
+        let (ran, _, text) = stopped(Path::new(BINARY), "inject=io_setup:error=EAGAIN", "");
+        assert_eq!(ran.code(), Some(143), "{ran:#?}");
+        let records = records(&text);
+        assert!(killed_at(&records) < 1_600, "{records:#?}");
+        let seal = records.last().unwrap();
+        assert!(seal["errors"].to_string().contains("io_setup: EAGAIN"), "{seal:#}");
+        assert_eq!(seal["enforcement"]["audit_file"], "enforced", "{seal:#}");
+    });
+}
+
+/// The audit directory is on a disk that is a file of another file system, and that one is frozen (FIFREEZE, ioctl(2)): whoever
+/// syncs waits in the kernel until it is thawed.
+#[test]
+fn one_that_is_frozen_holds_up_neither_the_kill_nor_the_record() {
+    let tools = ["mkfs.ext4", "fsfreeze"].map(|tool| Path::new("/usr/sbin").join(tool).exists());
+    if !has("root") || tools.contains(&false) || !Path::new("/dev/loop-control").exists() {
+        println!("skipped: root, mkfs.ext4, fsfreeze or loop devices are not here");
+        return;
+    }
+    in_three(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let script = r#"
+            set -e; cd "$1"; mkdir under disk
+            truncate -s 200M under.img; mkfs.ext4 -q under.img; mount -o loop under.img under
+            truncate -s 64M under/disk.img; mkfs.ext4 -q under/disk.img; mount -o loop under/disk.img disk; sync
+            "$2" --grace 2s --adaptive no --audit-level standard --audit-file "$1/disk/a.json" -- \
+                sh -c "exec 2> /dev/null; trap '' TERM; : > '$1/ready'; while :; do sleep 0.02; done" 2> err & pid=$!
+            while [ ! -e ready ]; do sleep 0.02; done
+            fsfreeze -f under; kill -TERM $pid
+            sleep 2; cp err in-time; sleep 1
+            fsfreeze -u under; code=0; wait $pid || code=$?; echo $code > code
+            "$2" verify disk/a.json > verified
+            umount disk; umount under"#;
+        let run = Command::new("timeout")
+            .args(["60", "unshare", "-m", "sh", "-c", script, "sh"])
+            .arg(dir.path())
+            .arg(BINARY)
+            .output();
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+        let all = format!("{run:?} {}", read("err"));
+        assert_eq!(read("code").trim(), "143", "{all}");
+        // Before it was thawed: everybody dead, and the record where it can be read.
+        let records = records(&read("in-time"));
+        assert!(!records.is_empty(), "{all}");
+        assert!(killed_at(&records) < 1_600, "{all}");
+        assert!(all.contains("fsync did not come back in time"), "{all}");
+        assert!(read("verified").contains("sealed 1"), "{all}");
+    });
 }

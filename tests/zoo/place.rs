@@ -241,7 +241,7 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 22] = [
+    const NOT: [&str; 24] = [
         "origin",
         "flood",
         "foreground",
@@ -264,6 +264,8 @@ fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
         "own_tree",
         "memory_first",
         "environment",
+        "flush_thread",
+        "own_timer",
     ];
     list.iter().flat_map(|item| item.split(',')).filter(|name| !NOT.contains(name) && !name.is_empty()).collect()
 }

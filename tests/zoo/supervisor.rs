@@ -1,6 +1,8 @@
-//! Memory, descriptors, limits, priority, scheduling and CPUs of the supervisor.
+//! Memory, descriptors, limits, priority, scheduling, CPUs, threads and waits of the supervisor.
 
 use super::place::*;
+use super::support::*;
+use std::time::Duration;
 
 const SECCOMP: &str = "seccomp_filter";
 /// A process in a Landlock domain may trace nobody outside (landlock(7)); either rule makes a domain.
@@ -104,6 +106,84 @@ fn a_holder_of_every_capability() {
             assert!(it_says(&run(Guard::Plain)), "control: {attack}");
             let full = run(Guard::Full);
             assert!(!it_says(&full) && full.verified() == Some(0), "{attack}: {full:#?}");
+        }
+    }
+}
+
+/// The filter knows the supervisor's number and none of its threads': there is no second one while anybody is alive. With an audit
+/// file in memory there never was; it has to be on a disk.
+#[test]
+fn it_has_no_thread_to_be_named_by() {
+    let in_memory = |dir: &std::fs::File| {
+        let kind = gracekeeper::kernel::files::file_system(std::os::fd::AsFd::as_fd(dir));
+        kind == libc::TMPFS_MAGIC
+    };
+    if !able() || in_memory(&std::fs::File::open(std::env::temp_dir()).unwrap()) {
+        println!("skipped: not able, or $TMPDIR is in memory, where nothing is synced");
+        return;
+    }
+    let run = |place, guard, attack: &str| {
+        let times = ["--timeout", "300ms", "--soft", "300ms", "--hard", "600ms", "--adaptive", "no"];
+        let stage = Stage::new(place).options(&times).options(&["--audit-level", "standard"]);
+        let ran = stage.run(guard, &[&format!("thread:{attack}")]);
+        assert!(ran.says("looking"), "{ran:#?}");
+        ran
+    };
+    for place in [Pid1, Below] {
+        for attack in ["prlimit-fsize", "prlimit-cpu", "nice-process", "ioprio-process", "scheduler", "affinity"] {
+            // The thread is there for as long as the disk takes.
+            in_three(|| {
+                let ran = run(place, Guard::Without("flush_thread"), attack);
+                assert!(ran.says("succeeded"), "control: {attack} {place:?}: {ran:#?}");
+            });
+            let full = run(place, Guard::Full, attack);
+            assert!(!full.says("succeeded") && !full.stdout.contains("refused"), "{attack} {place:?}: {full:#?}");
+            assert_eq!((full.code, full.verified()), (124, Some(0)), "{attack} {place:?}: {full:#?}");
+            assert!(full.audit.contains("termination_requested"), "{full:#?}");
+        }
+        // What the harm is: without room for a byte more the record is not sealed.
+        in_three(|| {
+            let silenced = run(place, Guard::Without("flush_thread"), "prlimit-fsize");
+            assert_ne!(silenced.verified(), Some(0), "control: {silenced:#?}");
+        });
+        // For signals there is the scope besides.
+        in_three(|| {
+            let ran = run(place, Guard::Without("flush_thread,landlock,signal_scope"), "tkill");
+            assert!(ran.says("succeeded"), "control: {place:?}: {ran:#?}");
+        });
+        let full = run(place, Guard::Without("landlock,signal_scope"), "tkill");
+        assert!(!full.says("succeeded") && full.code == 124, "{full:#?}");
+    }
+}
+
+/// A holder of CAP_SYS_NICE may say how late the supervisor's waits are (/proc/PID/timerslack_ns).
+#[test]
+fn its_waits_are_not_late() {
+    if !able() {
+        return;
+    }
+    for place in [Pid1, Below] {
+        for level in ["off", "standard"] {
+            let times = ["--timeout", "500ms", "--soft", "500ms", "--hard", "1s", "--adaptive", "no"];
+            let run = |guard, root| {
+                let mut stage = Stage::new(place).options(&times).options(&["--monitoring", level]);
+                stage.root = root;
+                let began = std::time::Instant::now();
+                (stage.run(guard, &["timerslack"]), began.elapsed())
+            };
+            // Whether the delay is seen is a matter of the processor that has to be idle, and of what else wakes it.
+            in_three(|| {
+                let (late, took) = run(Guard::Without("own_timer"), true);
+                assert!(took > Duration::from_secs(4), "control: {took:?}: {late:#?}");
+            });
+            in_three(|| {
+                let (full, took) = run(Guard::Full, true);
+                assert!(full.code == 124 && took < Duration::from_secs(4), "{took:?}: {full:#?}");
+                assert!(!full.says("succeeded") && !full.stdout.contains("refused"), "{full:#?}");
+            });
+            // Nobody else may.
+            let (other, _) = run(Guard::Full, false);
+            assert!(other.says("refused 1"), "{other:#?}");
         }
     }
 }
