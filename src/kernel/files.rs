@@ -203,6 +203,9 @@ fn below(dir: BorrowedFd<'_>, name: &CStr, flags: OFlag) -> Result<OwnedFd, Errn
     match openat2(dir, name, OpenHow::new().flags(flags).resolve(BELOW)) {
         Err(Errno::ENOSYS | Errno::EPERM) => {
             let fd = openat(dir, name, flags, Mode::empty())?;
+            if without("mount_id") {
+                return if inode(dir)?.0 == inode(fd.as_fd())?.0 { Ok(fd) } else { Err(Errno::EXDEV) };
+            }
             // Another mount of the same file system is on the same device.
             let mount = identity(dir)?.mount;
             if mount.is_some() && identity(fd.as_fd())?.mount == mount { Ok(fd) } else { Err(Errno::EXDEV) }

@@ -12,7 +12,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
-/// What is read of a directory at once: the most that one level may take of the stack's memory, many times over.
+/// What is read of a directory at once, on the worker's stack: what follows in it is read again when the first one below is empty.
 const BUFFER: usize = 8 * 1024;
 /// Levels that there is room for before there has to be more.
 const LEVELS: usize = 1024;

@@ -31,11 +31,16 @@ impl Target {
 }
 
 /// Both protocols for ever, re-connecting, and a file beside it. `undumpable`: hides its descriptors; `own-table`: each
-/// thread has a descriptor table of its own; `headless`: its main thread has ended; `revive`: a sibling without a socket continues it whenever it is stopped.
+/// thread has a descriptor table of its own; `headless`: its main thread has ended; `vfork`: its main thread waits in vfork, deaf to what
+/// is sent to the process; `untie`: takes SO_BINDTODEVICE off again (CAP_NET_RAW); `revive`: a sibling without a socket continues it
+/// whenever it is stopped; `duty`: each of its sends ends with a stop, and the sibling's SIGCONT makes the next.
 pub fn trickle(to: Target, file: String, how: &str) {
     if how == "undumpable" {
         // SAFETY: prctl(2) with integers.
         unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+    }
+    if how == "duty" {
+        return duty(&to);
     }
     if how == "revive" {
         let parent = std::process::id().cast_signed();
@@ -48,6 +53,7 @@ pub fn trickle(to: Target, file: String, how: &str) {
     } else {
         fork();
     }
+    let untied = (how == "untie").then(|| to.tcp().parse::<std::net::SocketAddrV4>().unwrap());
     let own_table = how == "own-table";
     let (tcp, any, udp) = (to.tcp(), to.any(), to.udp());
     let hide = move || {
@@ -58,7 +64,12 @@ pub fn trickle(to: Target, file: String, how: &str) {
         hide();
         loop {
             if let Ok(mut stream) = TcpStream::connect(&tcp) {
-                while stream.write_all(b"t").is_ok() {
+                loop {
+                    while stream.write_all(b"t").is_ok() {
+                        std::thread::sleep(PAUSE);
+                    }
+                    let Some(address) = untied else { break };
+                    connect_again(&stream, address);
                     std::thread::sleep(PAUSE);
                 }
             }
@@ -88,7 +99,45 @@ pub fn trickle(to: Target, file: String, how: &str) {
         // SAFETY: exit(2), of this thread alone; its stack stays mapped.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     }
+    if how == "vfork" {
+        super::stubborn::wait_in_vfork();
+    }
     last.join().unwrap();
+}
+
+/// The same socket, tied to no device.
+fn connect_again(stream: &TcpStream, to: std::net::SocketAddrV4) {
+    let mut address = [0u8; 16];
+    // SAFETY: setsockopt(2) reads nothing, connect(2) 16 bytes: first AF_UNSPEC, which is 0.
+    unsafe {
+        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, c"".as_ptr().cast(), 0);
+        libc::connect(stream.as_raw_fd(), address.as_ptr().cast(), 16);
+        address[0] = u8::try_from(libc::AF_INET).unwrap();
+        address[2..4].copy_from_slice(&to.port().to_be_bytes());
+        address[4..8].copy_from_slice(&to.ip().octets());
+        libc::connect(stream.as_raw_fd(), address.as_ptr().cast(), 16);
+    }
+}
+
+/// One sends, stops itself, and is continued by the other, for ever.
+fn duty(to: &Target) {
+    // SAFETY: one thread.
+    let child = unsafe { libc::fork() };
+    if child > 0 {
+        loop {
+            std::thread::sleep(PAUSE);
+            // SAFETY: kill(2) with integers.
+            unsafe { libc::kill(child, libc::SIGCONT) };
+        }
+    }
+    let mut stream = TcpStream::connect(to.tcp()).unwrap();
+    let socket = UdpSocket::bind(to.any()).unwrap();
+    loop {
+        let _ = stream.write_all(b"d");
+        let _ = socket.send_to(b"d", to.udp());
+        // SAFETY: integers.
+        unsafe { libc::raise(libc::SIGSTOP) };
+    }
 }
 
 /// The connections are in flight between two ends of a socket pair, in nobody's descriptor table, nearly all of the time.

@@ -24,6 +24,29 @@ fn bear(count: usize) -> Option<usize> {
     (0..count).find(|_| unsafe { libc::fork() } == 0)
 }
 
+/// Waits for a child that neither executes nor exits.
+pub fn wait_in_vfork() {
+    // SAFETY: without CLONE_VM the child has memory of its own; the parent waits until it is gone.
+    if unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_VFORK | libc::SIGCHLD, 0, 0, 0, 0) } == 0 {
+        loop {
+            // SAFETY: takes nothing; of several threads only this one is here.
+            unsafe { libc::pause() };
+        }
+    }
+}
+
+/// One page of a file, read only when it is touched.
+fn page(path: &str) -> &'static [u8] {
+    use std::os::fd::AsRawFd;
+    let file = std::fs::File::open(path).unwrap();
+    // SAFETY: a mapping of its own, which stays.
+    unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0);
+        assert!(at != libc::MAP_FAILED);
+        std::slice::from_raw_parts(at.cast(), 4096)
+    }
+}
+
 pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
     Some(match name {
         // escape: an orphan in a session of its own, deaf to TERM, HUP and all else; its parent is gone at once.
@@ -95,8 +118,7 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
         // vfork: waits for a child that neither executes nor exits.
         "vfork" => {
             ignore_term();
-            // SAFETY: without CLONE_VM the child has memory of its own; the parent waits until it is gone.
-            unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_VFORK | libc::SIGCHLD, 0, 0, 0, 0) };
+            wait_in_vfork();
             sleep()
         }
         // traceme: its parent becomes its tracer, without being asked, and is told of a stop as of an end.
@@ -110,19 +132,29 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             }
             sleep()
         }
-        // ticks FILE: one that goes on in a session of its own while the command stops itself.
+        // ticks FILE [vfork]: one that goes on in a session of its own while the command stops itself; `vfork`: in a thread, while its
+        // main thread waits in vfork.
         "ticks" => {
             use std::io::Write;
             let path = args.first()?;
-            let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+            let file = std::fs::File::options().create(true).append(true).open(path).unwrap();
             // SAFETY: one thread.
             if unsafe { libc::fork() } == 0 {
                 // SAFETY: takes nothing.
                 unsafe { libc::setsid() };
-                loop {
-                    let _ = file.write_all(b".");
-                    std::thread::sleep(Duration::from_millis(5));
+                let mut own = file.try_clone().unwrap();
+                let mut tick = move || -> Tried {
+                    loop {
+                        let _ = own.write_all(b".");
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                };
+                if args.len() > 1 {
+                    std::thread::spawn(tick);
+                    wait_in_vfork();
+                    sleep()
                 }
+                return Some(tick());
             }
             while file.metadata().unwrap().len() < 3 {
                 std::thread::sleep(Duration::from_millis(1));
@@ -167,6 +199,85 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             // SAFETY: two strings that end in NUL and null pointers.
             super::sys(unsafe { libc::mount(from.as_ptr(), to.as_ptr(), null, libc::MS_BIND, null.cast()) }.into())
                 .map(drop)
+        }
+        // late FILE OUT: one write of a page that is not there yet, under way when everything is stopped.
+        "late" => {
+            use std::os::fd::AsRawFd;
+            ignore_term();
+            // SAFETY: SIG_IGN installs no handler.
+            unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+            let out = std::fs::File::options().create(true).append(true).open(args.get(1)?).unwrap();
+            let page = page(args.first()?);
+            // SAFETY: write(2) reads the page, which is mapped.
+            unsafe { libc::write(out.as_raw_fd(), page.as_ptr().cast(), page.len()) };
+            sleep()
+        }
+        // locked FILE PORT: the same with a send, which holds the socket's lock meanwhile.
+        "locked" => {
+            use std::os::fd::AsRawFd;
+            ignore_term();
+            let stream = std::net::TcpStream::connect(format!("127.0.0.1:{}", args.get(1)?)).unwrap();
+            let page = page(args.first()?);
+            // SAFETY: send(2) reads the page, which is mapped.
+            unsafe { libc::send(stream.as_raw_fd(), page.as_ptr().cast(), page.len(), 0) };
+            sleep()
+        }
+        // corpses: children long dead that nobody waits for, and threads that make their grandparent trace them.
+        "corpses" => {
+            ignore_term();
+            for _ in 0..20 {
+                // SAFETY: no other thread yet; the child ends at once.
+                unsafe {
+                    if libc::fork() == 0 {
+                        libc::_exit(0);
+                    }
+                }
+            }
+            for _ in 0..20 {
+                std::thread::spawn(|| {
+                    let null = std::ptr::null_mut::<libc::c_void>();
+                    // SAFETY: integers and null pointers.
+                    unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, null, null) };
+                    sleep()
+                });
+            }
+            sleep()
+        }
+        // hidden FILE: a child that is not dumpable and so not shown where /proc hides; it goes on writing.
+        "hidden" => {
+            use std::io::Write;
+            ignore_term();
+            let mut file = std::fs::File::options().create(true).append(true).open(args.first()?).unwrap();
+            // SAFETY: one thread; integers.
+            unsafe {
+                if libc::fork() == 0 {
+                    libc::setsid();
+                    libc::prctl(libc::PR_SET_DUMPABLE, 0);
+                    libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                    loop {
+                        let _ = file.write_all(b".");
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                }
+            }
+            sleep()
+        }
+        // hoard DESCRIPTORS THREADS: one table, seen through many threads.
+        "hoard" => {
+            ignore_term();
+            let count = |n: usize| args.get(n)?.parse::<u64>().ok();
+            let most = libc::rlimit { rlim_cur: 16384, rlim_max: 16384 };
+            // SAFETY: setrlimit(2) reads one struct rlimit; dup(2) takes an integer.
+            unsafe {
+                libc::setrlimit(libc::RLIMIT_NOFILE, &raw const most);
+                for _ in 0..count(0)? {
+                    libc::dup(0);
+                }
+            }
+            for _ in 0..count(1)? {
+                std::thread::Builder::new().stack_size(65536).spawn(sleep).unwrap();
+            }
+            sleep()
         }
         // hang FILE: reads what never answers, with a socket in hand that leads outside.
         "hang" => {

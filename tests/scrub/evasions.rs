@@ -26,7 +26,8 @@ fn without_openat2_a_mount_below_stays() {
     if !has("root") || !has("strace") {
         return;
     }
-    for errno in ["ENOSYS", "EPERM"] {
+    // The second one's own mode forbids it, and stays as well.
+    for (errno, mode) in [("ENOSYS", 0o755), ("ENOSYS", 0o000), ("EPERM", 0o755)] {
         let mut place = ext4();
         let tree = place.path().join("tree");
         let volume = victim(&place.path(), true);
@@ -35,6 +36,7 @@ fn without_openat2_a_mount_below_stays() {
         owned_by_nobody(&tree);
         // Its parent is root's, as runtimes make it: then the kernel says EACCES before it says EBUSY.
         ran("chown", &[&"root:root", &tree.join("a")]);
+        fs::set_permissions(&volume, fs::Permissions::from_mode(mode)).unwrap();
         let before = digest(&volume);
         ran("mount", &[&"--bind", &volume, &tree.join("a/data")]);
         place.also(&tree.join("a/data"));
@@ -165,6 +167,36 @@ echo FOUND; find /tmp -mindepth 1 | sort; echo AUDIT; cat /tmp/own/deep/audit.js
         assert!(tmp["why"].as_str().unwrap().contains("which stays"), "{tmp}");
         let removed: u64 = paths.iter().map(|path| path["entries_removed"].as_u64().unwrap()).sum();
         assert_eq!(removed, 6, "{seal:#}");
+    }
+}
+
+/// As PID 1 and root with CAP_SYS_ADMIN, as a container may be: what was mounted over a target, or made of its mount, is said.
+#[test]
+fn a_target_that_was_covered_or_made_read_only_is_said() {
+    if !has("root") {
+        return;
+    }
+    const INNER: &str = r#"set -e
+for d in /tmp /var/tmp /dev/shm /mnt; do mount -t tmpfs -o mode=1777 none $d; done; cd /; cp "$BINARY" /mnt/gracekeeper
+unshare --fork --pid --mount-proc /mnt/gracekeeper --audit-file /mnt/audit.json -- sh -c "touch /tmp/secret; $ATTACK" >&2
+echo LEFT $(ls /tmp); cat /mnt/audit.json"#;
+    for (attack, why, left) in [
+        ("true", None, ""),
+        ("mount -t tmpfs none /tmp; touch /tmp/decoy", Some("it is not at its path any more"), ""),
+        ("mount -o remount,ro /tmp", Some("read-only, and was not"), "secret"),
+    ] {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", INNER]).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+        let out = command.env("BINARY", BINARY).env("ATTACK", attack).output().unwrap();
+        let (stdout, stderr) = (text_of(&out.stdout), text_of(&out.stderr));
+        assert!(out.status.success(), "{stdout}{stderr}");
+        let (found, audit) = stdout.strip_prefix("LEFT").unwrap().split_once('\n').unwrap();
+        assert_eq!(found.trim(), left, "{attack}: {stdout}{stderr}");
+        let seal = records(audit).pop().unwrap();
+        let paths = seal["cleanup"]["paths"].as_array().unwrap();
+        let tmp = paths.iter().find(|path| path["path"] == "/tmp").unwrap();
+        assert_eq!(seal["cleanup_status"], if why.is_some() { "failed" } else { "complete" }, "{attack}: {seal:#}");
+        assert!(why.is_none_or(|why| tmp["why"].as_str().unwrap().contains(why)), "{attack}: {tmp}");
     }
 }
 

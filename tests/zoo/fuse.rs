@@ -1,17 +1,20 @@
-//! A file system whose one file can be opened and never read: the least that fuse(4) asks of a server. Whoever reads waits
-//! without end, and no signal ends that wait once the server has taken the request.
+//! A file system whose directory and its one file can be opened and never read: the least that fuse(4) asks of a server. Whoever reads waits
+//! without end, or until `answer`, and no signal ends that wait once the server has taken the request.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 pub struct Hanging {
     dir: PathBuf,
     /// Reads that have been taken and will not be answered.
     pub reads: Arc<AtomicU32>,
+    device: File,
+    /// The request of the last read.
+    unique: Arc<AtomicU64>,
 }
 
 /// struct fuse_attr of a directory or a file.
@@ -61,13 +64,22 @@ fn answer(opcode: u32, node: u64, reads: &AtomicU32) -> Option<(i32, Vec<u8>)> {
             reads.fetch_add(1, Ordering::SeqCst);
             return None;
         }
-        // FORGET, INTERRUPT, BATCH_FORGET.
-        2 | 36 | 42 => return None,
+        // FORGET, INTERRUPT, BATCH_FORGET have no answer; READDIR and READDIRPLUS get none.
+        2 | 36 | 42 | 28 | 44 => return None,
         // FLUSH, RELEASE, RELEASEDIR.
         25 | 18 | 29 => {}
         _ => return Some((-libc::ENOSYS, Vec::new())),
     }
     Some((0, out))
+}
+
+/// struct fuse_out_header, and what follows it.
+fn reply(errno: i32, unique: u64, body: &[u8]) -> Vec<u8> {
+    let mut reply = u32::try_from(16 + body.len()).unwrap().to_ne_bytes().to_vec();
+    reply.extend(errno.to_ne_bytes());
+    reply.extend(unique.to_ne_bytes());
+    reply.extend(body);
+    reply
 }
 
 impl Hanging {
@@ -78,7 +90,9 @@ impl Hanging {
         let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV;
         nix::mount::mount(Some("hanging"), dir, Some("fuse.hanging"), flags, Some(options.as_str())).unwrap();
         let reads = Arc::new(AtomicU32::new(0));
-        let counted = Arc::clone(&reads);
+        let unique_of_read = Arc::new(AtomicU64::new(0));
+        let (counted, last) = (Arc::clone(&reads), Arc::clone(&unique_of_read));
+        let other = device.try_clone().unwrap();
         std::thread::spawn(move || {
             let mut request = vec![0u8; 1 << 17];
             // Until it is unmounted by force: ENODEV.
@@ -90,15 +104,20 @@ impl Hanging {
                 };
                 assert!(n <= request.len());
                 let (opcode, unique, node) = (u32::try_from(number(4, 4)).unwrap(), number(8, 8), number(16, 8));
+                if opcode == 15 {
+                    last.store(unique, Ordering::SeqCst);
+                }
                 let Some((errno, body)) = answer(opcode, node, &counted) else { continue };
-                let mut reply = u32::try_from(16 + body.len()).unwrap().to_ne_bytes().to_vec();
-                reply.extend(errno.to_ne_bytes());
-                reply.extend(unique.to_ne_bytes());
-                reply.extend(body);
-                let _ = device.write_all(&reply);
+                let _ = device.write_all(&reply(errno, unique, &body));
             }
         });
-        Self { dir: dir.to_owned(), reads }
+        Self { dir: dir.to_owned(), reads, device: other, unique: unique_of_read }
+    }
+
+    /// Gives the last read its page.
+    pub fn answer(&self) {
+        let page = reply(0, self.unique.load(Ordering::SeqCst), &[b'f'; 4096]);
+        (&self.device).write_all(&page).unwrap();
     }
 
     /// Lets everybody go: ENOTCONN for whoever waits.

@@ -241,7 +241,7 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 24] = [
+    const NOT: [&str; 26] = [
         "origin",
         "flood",
         "foreground",
@@ -259,6 +259,8 @@ fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
         "each_thread",
         "true_count",
         "hidden",
+        "walk_deadline",
+        "one_walk",
         "uninterruptible",
         "composure",
         "own_tree",

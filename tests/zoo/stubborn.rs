@@ -289,3 +289,163 @@ fn a_read_that_never_returns() {
         assert_eq!(ran.verified(), Some(0), "{ran:#?}");
     }
 }
+
+/// The record of a rung, as soon as it is there.
+fn rung(log: &std::path::Path, name: &str) -> Option<serde_json::Value> {
+    let whole = std::fs::read_to_string(log).unwrap_or_default();
+    // The last line may be half written.
+    let lines = whole.rfind('\n').map_or("", |end| &whole[..=end]);
+    records(lines).into_iter().find(|r| r["event"] == "escalated" && r["rung"] == name)
+}
+
+/// A write of a page that comes from FUSE is under way when everything is stopped, and ends when the page comes: nothing can take it back,
+/// so nothing may be called `enforced` before it has ended.
+#[test]
+fn a_write_that_goes_on_while_it_is_stopped() {
+    if !able() {
+        return;
+    }
+    let run = |place, guard| {
+        let limits = ["--timeout", "300ms", "--soft", "200ms", "--hard", "2s", "--adaptive", "no"];
+        let stage = Stage::new(place).options(&limits);
+        let dir = stage.path().join("share/f");
+        std::fs::create_dir(&dir).unwrap();
+        let fuse = Hanging::mount(&dir);
+        let (log, out) = (stage.path().join("log/security-audit.json"), stage.path().join("share/out"));
+        let began = Instant::now();
+        let child = stage.command(guard, &["late", "/media/f/file", "/media/out"]).spawn().unwrap();
+        let mut revoke = None;
+        until("the rung is recorded", || {
+            revoke = rung(&log, "revoke");
+            revoke.is_some()
+        });
+        let size = || std::fs::metadata(&out).unwrap().len();
+        assert_eq!((fuse.reads.load(Ordering::SeqCst), size()), (1, 0), "the write waits for its page");
+        fuse.answer();
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while size() == 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(size() > 0, "the page came, and nobody wrote it");
+        fuse.abort();
+        let ran = stage.collect(finish(child, began));
+        assert_eq!((ran.code, ran.verified()), (124, Some(0)), "{ran:#?}");
+        (revoke.unwrap(), ran)
+    };
+    for place in [Below, Pid1] {
+        let (revoke, _) = run(place, Guard::Without("real_stop"));
+        assert_eq!(revoke["files"], "enforced", "control: {revoke:#}");
+        let (revoke, _) = run(place, Guard::Full);
+        assert_eq!((&revoke["files"], &revoke["network"]), (&"degraded".into(), &"degraded".into()), "{revoke:#}");
+        assert!(revoke["errors"][0].as_str().unwrap().contains("came to a stop"), "{revoke:#}");
+    }
+}
+
+/// A send of such a page holds its socket's lock: whoever asks anything of that socket waits as well.
+#[test]
+fn a_lock_that_is_never_let_go() {
+    if !able() {
+        return;
+    }
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    // When the kill was sent, in ms since the trigger, though the lock was held for three seconds more; and the rung before it.
+    let killed = |place, guard| {
+        let limits = ["--timeout", "300ms", "--soft", "200ms", "--hard", "1s", "--adaptive", "no"];
+        let stage = Stage::new(place).options(&limits).options(&["--monitoring", "off"]);
+        let dir = stage.path().join("share/f");
+        std::fs::create_dir(&dir).unwrap();
+        let fuse = Hanging::mount(&dir);
+        let began = Instant::now();
+        let child = stage.command(guard, &["locked", "/media/f/file", &port]).spawn().unwrap();
+        until("the send waits", || fuse.reads.load(Ordering::SeqCst) > 0);
+        std::thread::sleep(Duration::from_secs(4));
+        fuse.abort();
+        let ran = stage.collect(finish(child, began));
+        let seal = ran.seal().unwrap_or_else(|| panic!("{ran:#?}"));
+        let rungs = seal["escalation"].as_array().unwrap();
+        let of = |name: &str| rungs.iter().find(|rung| rung["rung"] == name).cloned().unwrap();
+        (of("kill")["at_ms"].as_u64().unwrap(), of("revoke"))
+    };
+    for place in [Below, Pid1] {
+        let (kill, revoke) = killed(place, Guard::Without("real_stop"));
+        assert!(kill > 3000, "control: it waited for nobody: {kill} {revoke:#}");
+        let (kill, revoke) = killed(place, Guard::Full);
+        assert!(kill < 2000, "{kill} {revoke:#}");
+        assert_eq!((&revoke["sockets_cut"], &revoke["network"]), (&0.into(), &"degraded".into()), "{revoke:#}");
+    }
+}
+
+/// One table of many descriptors, seen through many threads: each look at all of it takes as long as all of it.
+#[test]
+fn a_hoard_of_descriptors() {
+    if !able() {
+        return;
+    }
+    let run = |guard| {
+        let limits = ["--timeout", "500ms", "--soft", "300ms", "--hard", "1500ms", "--adaptive", "no"];
+        let options = ["--monitoring", "off"];
+        let ran = Stage::new(Below).options(&limits).options(&options).run(guard, &["hoard", "8000", "150"]);
+        let seal = ran.seal().unwrap();
+        assert_eq!(ran.code, 124, "{ran:#?}");
+        let kill = seal["escalation"].as_array().unwrap().last().unwrap()["at_ms"].as_u64().unwrap();
+        (kill, seal["escalation"][1].clone())
+    };
+    let (kill, _) = run(Guard::Without("walk_deadline,one_walk"));
+    assert!(kill > 2500, "control: the kill had to wait: {kill}");
+    // As under a profile that refuses kcmp(2).
+    let (kill, revoke) = run(Guard::Without("one_walk"));
+    assert!(kill < 2000 && revoke["network"] == "degraded" && revoke["frozen"] == 1, "{kill} {revoke:#}");
+    let (kill, revoke) = run(Guard::Full);
+    assert!(kill < 2000 && revoke["network"] == "enforced", "{kill} {revoke:#}");
+}
+
+/// Who was dead and not waited for was not killed, and a thread that made its grandparent trace it is nobody by itself.
+#[test]
+fn the_dead_and_the_threads_are_not_counted() {
+    if !able() {
+        return;
+    }
+    for place in [Pid1, Below] {
+        let killed = |guard| {
+            let ran = Stage::new(place).options(SHORT).run(guard, &["corpses"]);
+            let seal = ran.seal().unwrap();
+            seal["escalation"].as_array().unwrap().last().unwrap().clone()
+        };
+        let control = killed(Guard::Without("true_count"));
+        assert!(control["signalled"].as_u64() > Some(20), "control: {control:#}");
+        for _ in 0..5 {
+            let kill = killed(Guard::Full);
+            assert_eq!((&kill["rung"], &kill["signalled"]), (&"kill".into(), &1.into()), "{kill:#}");
+            assert_eq!(kill["survivors"], 0, "{kill:#}");
+        }
+    }
+}
+
+/// A child that `/proc` does not show (hidepid) is a child all the same.
+#[test]
+fn a_child_that_proc_hides() {
+    if !able() {
+        return;
+    }
+    let run = |guard| {
+        let mut stage = Stage::new(Below).options(SHORT);
+        stage.before = "mount -o remount,hidepid=2 /proc".into();
+        let ran = stage.run(guard, &["hidden", "/media/ticks"]);
+        let seal = ran.seal().unwrap();
+        let last = std::fs::metadata(ran.share().join("ticks")).unwrap().modified().unwrap();
+        let last = last.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+        let went_on = last - time_of(seal["time"].as_str().unwrap()) > 0.5;
+        let rungs = seal["escalation"].as_array().unwrap();
+        (went_on, rungs.iter().find(|r| r["rung"] == "revoke").cloned(), rungs.last().unwrap().clone(), seal)
+    };
+    let (went_on, _, kill, seal) = run(Guard::Without("hidden"));
+    assert!(went_on, "control: {seal:#}");
+    // Nobody is seen, and the kernel does not say that nobody is left.
+    assert_eq!((&kill["survivors"], &seal["cleanup_status"]), (&1.into(), &"skipped".into()), "{seal:#}");
+    let (went_on, revoke, kill, seal) = run(Guard::Full);
+    assert!(!went_on, "{seal:#}");
+    assert_eq!((&kill["signalled"], &kill["survivors"]), (&2.into(), &0.into()), "{seal:#}");
+    let revoke = revoke.unwrap();
+    assert_eq!((&revoke["files"], &revoke["network"]), (&"degraded".into(), &"degraded".into()), "{revoke:#}");
+}

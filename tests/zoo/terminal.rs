@@ -158,12 +158,12 @@ fn nobody_goes_on_while_it_is_stopped() {
     if !able() {
         return;
     }
-    let went_on = |guard: Guard<'_>| {
+    let went_on = |guard: Guard<'_>, how: &str| {
         let dir = tempfile::tempdir().unwrap();
         let ticks = dir.path().join("ticks");
         let mut bash = Session::new(Command::new("bash").args(["--norc", "--noprofile", "-i"]), guard);
         bash.expect("prompt ");
-        let command = supervised(guard, dir.path(), &format!("ticks {}", ticks.display()));
+        let command = supervised(guard, dir.path(), &format!("ticks {} {how}", ticks.display()));
         bash.say(&format!("{command}\n"));
         bash.expect("Stopped");
         let length = || std::fs::metadata(&ticks).unwrap().len();
@@ -182,6 +182,9 @@ fn nobody_goes_on_while_it_is_stopped() {
         bash.say("exit\n");
         went_on
     };
-    assert!(went_on(Guard::Without("job_control")), "control");
-    assert!(!went_on(Guard::Full));
+    assert!(went_on(Guard::Without("job_control"), ""), "control");
+    assert!(!went_on(Guard::Full, ""));
+    // A main thread in vfork takes no stop that is sent to its process.
+    assert!(went_on(Guard::Without("each_thread"), "vfork"), "control");
+    assert!(!went_on(Guard::Full, "vfork"));
 }
