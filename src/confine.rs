@@ -217,13 +217,22 @@ impl Confinement {
         }
     }
 
-    /// Under a quota the parent's pages are kept in memory; before spawn.
+    /// Whether there is a CPU quota.
     #[must_use]
-    pub fn lock_supervisor(&self) -> Option<Outcome> {
-        match &self.share {
-            Share::Free => None,
-            Share::Reserved { .. } | Share::Tight => Some(Outcome::of("mlockall", limits::lock_memory())),
-        }
+    pub const fn is_under_a_quota(&self) -> bool {
+        !matches!(self.share, Share::Free)
+    }
+
+    /// The parent's pages are kept in memory, before spawn, where the workload can take them: under a quota, in which their way back
+    /// has to be paid for, and where its memory is `limited`, so that there may be no way back.
+    #[must_use]
+    pub fn lock_supervisor(&self, limited: bool) -> Option<Outcome> {
+        (limited || self.is_under_a_quota()).then(|| {
+            if without("supervisor_memory") {
+                return Outcome::Unavailable(Cause::because(OFF));
+            }
+            Outcome::of("mlockall", limits::lock_memory())
+        })
     }
 
     /// Takes every step, in the forked child. `keep` are descriptors to leave open, at most six, in ascending order.

@@ -148,8 +148,11 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
     let closed_before = if pid1 { Vec::new() } else { kernel::sockdiag::orphans(shared.everything().proc_()) };
     let watch = watch::sample::Watch::new(settings.monitoring, pid1);
     facts.enforced("monitoring", watch.outcome());
-    if let Some(outcome) = confinement.lock_supervisor() {
+    let limited = shared.everything().has_a_limit();
+    if let Some(outcome) = confinement.lock_supervisor(limited) {
         facts.enforced("supervisor_memory", outcome);
+    }
+    if confinement.is_under_a_quota() {
         shared.everything().under_a_quota();
     }
     let begun = clock::now();

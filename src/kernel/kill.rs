@@ -121,6 +121,12 @@ impl Everything {
         self.pressure.as_ref().is_some_and(Pressure::is_high)
     }
 
+    /// Whether there is a memory limit (as PID 1).
+    #[must_use]
+    pub const fn has_a_limit(&self) -> bool {
+        self.pressure.is_some()
+    }
+
     /// There is a CPU quota: what PID 1 uses is taken from what it needs for the kill.
     pub const fn under_a_quota(&mut self) {
         self.patience = PATIENCE_UNDER_A_QUOTA;

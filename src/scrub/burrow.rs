@@ -1,15 +1,17 @@
 //! Emptying a directory with one descriptor, however deep it is: down into the first directory that is not empty, and back by `..`
 //! when nothing is left in it.
 //!
-//! For what lies deeper than there are descriptors, and for everything where there is no memory for names. Sixteen bytes are kept of
+//! For what lies deeper than there are descriptors, and for what is in memory where there is none left. Sixteen bytes are kept of
 //! each level, to know that `..` led back to where it came from: who is still alive (not PID 1) may have moved a directory meanwhile.
 
 use super::node::Node;
+use super::targets::Target;
 use super::walk::{Worker, remove};
 use crate::kernel::files;
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// What is read of a directory at once, on the worker's stack: what follows in it is read again when the first one below is empty.
@@ -73,6 +75,23 @@ impl Worker<'_> {
             }
         }
         true
+    }
+
+    /// Empties the target of this number, which is in memory, with nothing but the stack and a descriptor or two.
+    pub(super) fn relieve(&mut self, number: usize, mut target: Target) {
+        let Some(tree) = self.crew.trees.get(number) else { return };
+        let top = match target.reach(tree) {
+            Ok(top) => top,
+            Err(verdict) => return tree.conclude(verdict),
+        };
+        tree.begin(&top, target.own_tmpfs);
+        let top = Node::top(top, Arc::clone(tree));
+        match files::read_seen(top.fd()).and_then(|fd| self.empty(&top, Node::alone(fd, tree))) {
+            Ok(true) => tree.done(&top, top.left()),
+            // Said at the end, as for everything that there was no time for.
+            Ok(false) => {}
+            Err(errno) => tree.done(&top, Some(errno)),
+        }
     }
 
     fn empty(&mut self, base: &Node, mut here: Node) -> Result<bool, Errno> {

@@ -122,7 +122,7 @@ impl Tree {
     }
 
     /// Its work is done; `why` something is left in it, if there is.
-    fn done(&self, top: &Node, why: Option<Errno>) {
+    pub(super) fn done(&self, top: &Node, why: Option<Errno>) {
         if let Some(mode) = self.mode.get() {
             // As it was found; where that is refused, it is the owner's no more.
             let _ = files::set_mode(top.fd(), *mode);
@@ -462,6 +462,21 @@ impl Crew {
             self.end();
         }
         all
+    }
+
+    /// Empties here what is in memory and cannot hang: with the memory limit used up a worker's stack and buffer may be more than there
+    /// is, and PID 1 the only one whom the OOM killer can take.
+    pub fn relieve(self: &Arc<Self>) {
+        let work = std::mem::take(&mut self.stack().work);
+        let (memory, rest): (Vec<_>, Vec<_>) =
+            work.into_iter().partition(|work| matches!(work, Work::Open(_, target) if target.at_hand));
+        self.stack().work = rest;
+        let mut worker = walk::Worker::lean(self);
+        for work in memory.into_iter().rev() {
+            if let Work::Open(number, target) = work {
+                worker.relieve(number, target);
+            }
+        }
     }
 
     /// Does everything here, where nobody can be hired.

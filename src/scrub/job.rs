@@ -36,8 +36,8 @@ pub struct Job {
 }
 
 /// Starts the scrub of `targets` and of what is no file but was not there `before`, to stop at `until`: one worker for each whole
-/// CPU that may be used, one with small buffers where it is `crowded` (the memory limit is used up). Without a thread (no memory, pids
-/// limit) it runs at once, here.
+/// CPU that may be used; where it is `crowded` (the memory limit is used up) one, when what is in memory has been emptied here. Without
+/// a thread (no memory, pids limit) it runs at once, here.
 #[must_use]
 pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode: ScrubMode, crowded: bool) -> Job {
     let began = clock::now();
@@ -48,6 +48,9 @@ pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode:
     let most = if crowded { 1 } else { usize::try_from((cpu::available() / 1000).clamp(1, WORKERS)).unwrap_or(1) };
     let leftovers = before.is_some();
     let crew = Arc::new(Crew::new(targets, before, until, most, crowded, mode == ScrubMode::Zero, done));
+    if crowded && !without("relief") {
+        crew.relieve();
+    }
     if !crew.glance() && (!beside || !crew.hire()) {
         crew.work_alone();
     }

@@ -49,6 +49,12 @@ impl<'a> Worker<'a> {
         Self { crew, buffer: vec![0; BUFFER], files: Vec::new(), directories: Vec::new(), since_check: 15 }
     }
 
+    /// One that can only burrow: for that it needs no buffer.
+    #[must_use]
+    pub const fn lean(crew: &'a Arc<Crew>) -> Self {
+        Self { crew, buffer: Vec::new(), files: Vec::new(), directories: Vec::new(), since_check: 15 }
+    }
+
     /// Does one piece of work.
     pub fn perform(&mut self, work: Work) {
         match work {

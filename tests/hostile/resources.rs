@@ -56,6 +56,23 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
                 let _ = attack("fill", std::slice::from_ref(memory));
             }
         }
+        // memory-deep MEMORY FILLER: the same by a program of a few pages, which leave little behind, at the bottom of a tree of many long
+        // names: whoever goes down in it has nothing to give back before.
+        "memory-deep" => {
+            use std::os::unix::process::CommandExt;
+            let mut at = std::path::PathBuf::from(args.first()?);
+            for _ in 0..5 {
+                for n in 0..230 {
+                    if let Err(errno) = io(std::fs::create_dir_all(at.join(format!("{n:0>250}/d")))) {
+                        return Some(Err(errno));
+                    }
+                }
+                at.push("deeper");
+                std::fs::create_dir(&at).unwrap();
+            }
+            let error = std::process::Command::new(args.get(1)?).arg("file").current_dir(at).exec();
+            panic!("{error}")
+        }
         // pids: as many as there may be, and they stay.
         "pids" => {
             loop {
