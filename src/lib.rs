@@ -318,7 +318,7 @@ fn hook_panics(
             }
         }
         if let Ok(mut log) = shared.log.try_lock() {
-            log.seal(seal::panicked(record.clone(), begun, &info.to_string()), None);
+            log.seal(seal::panicked(record.clone(), begun, &info.to_string()), None, false);
         }
         // Last, and not for long: a reader that is stuck must keep neither the workload alive nor us.
         let line = format!("gracekeeper: internal error: {info}");

@@ -168,7 +168,7 @@ impl Log {
     /// Records one event, where the level wants it. Does nothing once sealed.
     pub fn write(&mut self, body: &Body) {
         let (level, durable) = match body {
-            Body::EvaluationTerminated(seal) => return self.seal((**seal).clone(), None),
+            Body::EvaluationTerminated(seal) => return self.seal((**seal).clone(), None, false),
             Body::EvaluationStarted(_) => (AuditLevel::Basic, true),
             Body::TerminationRequested(_) => (AuditLevel::Standard, true),
             Body::Escalated(_) | Body::Detection(_) | Body::SpoofedSignal(_) => (AuditLevel::Standard, false),
@@ -189,7 +189,7 @@ impl Log {
                     self.file_chain.advance(&line);
                     // Before the workload runs there is nothing to hurry for; later the ladder does not wait for a disk.
                     let started = matches!(body, Body::EvaluationStarted(_));
-                    let synced = durable.then(|| if started { sink.sync() } else { sink.sync_beside() });
+                    let synced = durable.then(|| if started { sink.sync() } else { sink.sync_soon() });
                     if let Some(Err(cause)) = synced {
                         self.trouble(format!("audit file: {cause}"));
                     }
@@ -216,12 +216,27 @@ impl Log {
         }
     }
 
+    /// When `sync` has to be called, if it has.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.file.as_ref().filter(|_| !self.sealed).and_then(AuditSink::due)
+    }
+
+    /// Starts the fsync of the trigger's record, when it is due.
+    pub fn sync(&mut self, now: Instant) {
+        if self.due().is_some_and(|due| now >= due)
+            && let Some(Err(cause)) = self.file.as_mut().map(AuditSink::sync_beside)
+        {
+            self.trouble(format!("audit file: {cause}"));
+        }
+    }
+
     /// The final record, then the termination message. A second call does nothing.
     ///
     /// It goes to the audit file, also where an earlier write failed (a limit may have been lifted since), and to stderr
     /// where there is no file, or the file does not take it, failed before, or is no longer what it was. `until` is when the
-    /// disk is no longer waited for.
-    pub fn seal(&mut self, mut body: EvaluationTerminated, until: Option<Instant>) {
+    /// disk is no longer waited for; `alone` says that nobody of the workload is left, so that there may be a second thread of ours.
+    pub fn seal(&mut self, mut body: EvaluationTerminated, until: Option<Instant>, alone: bool) {
         if self.sealed {
             return;
         }
@@ -236,9 +251,6 @@ impl Log {
         }
         self.repeat_troubles(&mut body);
         let mut safe = false;
-        // As the kill found it: only then may there be a second thread of ours (`flush`).
-        let kill = body.escalation.iter().rfind(|rung| rung.rung == "kill");
-        let alone = kill.is_some_and(|kill| kill.survivors == Some(0));
         let limit = RESERVE.saturating_sub(2); // The newlines around it.
         if let Some(sink) = &mut self.file {
             // Where even the reserved room was taken away, a page may still be free.
@@ -381,7 +393,7 @@ pub fn emergency(log: &Mutex<Log>, body: EvaluationTerminated) -> bool {
         Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         Err(TryLockError::WouldBlock) => return false,
     };
-    log.seal(body, None);
+    log.seal(body, None, false);
     true
 }
 

@@ -89,10 +89,14 @@ pub struct AuditSink {
     disturbed: Option<&'static str>,
     /// The fsyncs that the ladder did not wait for.
     flushing: Option<Flush>,
+    /// When one more is to follow.
+    soon: Option<Instant>,
 }
 
 /// As long as a disk may take where nobody waits outside.
 const FOR_EVER: Duration = Duration::from_secs(3600);
+/// How long after the trigger its record is synced, where the run is not over before.
+const SOON: Duration = Duration::from_millis(50);
 /// A disk that does not answer.
 pub const LATE: &str = "fsync did not come back in time";
 
@@ -148,6 +152,7 @@ impl AuditSink {
             mode,
             disturbed: None,
             flushing: None,
+            soon: None,
         };
         // Refused for want of room: the file is still there for whatever fits.
         if sink.reserve(0).is_err() {
@@ -188,15 +193,32 @@ impl AuditSink {
         self.file.sync_all().map_err(refused("fsync"))
     }
 
-    /// `fsync(2)`, which nobody waits for: the kill must not come late because a disk is slow. Where it cannot be had without a
-    /// thread it is left to the seal's: the workload is alive, and a thread is a name for us that the filter does not know.
+    /// `fsync(2)` of what is written now, soon and waited for by nobody: the kill must not come late because a disk is slow. Not at once:
+    /// where the run is over before, the seal's does for both, and exit(2) has not the kernel's own to wait for (`flush`).
+    ///
+    /// # Errors
+    /// What was refused, where nothing has to be waited for.
+    pub fn sync_soon(&mut self) -> Result<(), Cause> {
+        if without("beside") || in_memory(&self.file) {
+            return self.sync();
+        }
+        self.soon.get_or_insert_with(|| clock::now().plus(SOON));
+        Ok(())
+    }
+
+    /// When the one that was to be soon is to be started.
+    #[must_use]
+    pub const fn due(&self) -> Option<Instant> {
+        self.soon
+    }
+
+    /// Starts it. Where it cannot be had without a thread it is left to the seal's: the workload is alive, and a thread is a name for us
+    /// that the filter does not know.
     ///
     /// # Errors
     /// Why it is left to the seal's.
     pub fn sync_beside(&mut self) -> Result<(), Cause> {
-        if without("beside") || in_memory(&self.file) {
-            return self.sync();
-        }
+        self.soon = None;
         if without("flush_thread") {
             self.flushing = Flush::in_thread(self.file.as_fd());
             return Ok(());
@@ -209,6 +231,7 @@ impl AuditSink {
     /// # Errors
     /// What was refused, now or of the one before; `LATE` where the disk did not answer.
     pub fn sync_until(&mut self, until: Option<Instant>, alone: bool) -> Result<(), Cause> {
+        self.soon = None;
         // Without an outside clock it may take as long as the one that follows, for the same disk.
         let patience = until.unwrap_or_else(|| clock::now().plus(FOR_EVER));
         let before = self.flushing.as_mut().map_or(Ok(()), |flush| answered(flush.wait(patience)));

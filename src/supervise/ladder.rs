@@ -75,7 +75,7 @@ impl Supervisor {
                 let record = self.facts.seal(&self.machine, self.scrub.as_ref(), &self.targets, &self.shared);
                 // Where an outside clock runs, a disk that hangs is given up in time for the message and the exit.
                 let until = self.machine.plan().and_then(|plan| plan.sealed);
-                self.shared.log().seal(record, until);
+                self.shared.log().seal(record, until, self.machine.drained());
                 if self.terminal && !without("foreground") {
                     // The shell that started us finds its terminal as it left it.
                     let _ = limits::take_foreground(nix::unistd::getpgrp().as_raw());

@@ -49,10 +49,11 @@ impl Supervisor {
             State::Launching | State::Running => self.watch.due(),
             State::Terminating(_) => {
                 let frozen = (!self.frozen.is_empty()).then_some(self.refreeze);
-                self.watch.due().into_iter().chain(frozen).min()
+                self.watch.due().into_iter().chain(frozen).chain(self.shared.log().due()).min()
             }
+            State::Draining { .. } => self.shared.log().due(),
             State::Scrubbing { .. } => self.scrub.as_ref().and_then(Job::due),
-            State::Draining { .. } | State::Sealing | State::Done(_) => None,
+            State::Sealing | State::Done(_) => None,
         }
     }
 
@@ -62,9 +63,13 @@ impl Supervisor {
                 let alive = self.watch.before(&mut self.shared.everything());
                 self.facts.peak(alive);
             }
-            State::Terminating(_) => self.watch_the_grace(),
+            State::Terminating(_) => {
+                self.shared.log().sync(clock::now());
+                self.watch_the_grace();
+            }
+            State::Draining { .. } => self.shared.log().sync(clock::now()),
             State::Scrubbing { .. } => self.scrub.iter_mut().for_each(Job::nudge),
-            State::Draining { .. } | State::Sealing | State::Done(_) => {}
+            State::Sealing | State::Done(_) => {}
         }
     }
 
