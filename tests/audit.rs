@@ -379,7 +379,7 @@ fn the_message_fits_whatever_the_fields_are() {
     fs::write(&message, "x".repeat(10_000)).unwrap();
     let mut log =
         Log::open(Config { job_id: big, key: Some(AuditKey(KEY.into())), ..config(&file, &message) }).unwrap();
-    log.seal(body, None);
+    log.seal(body, None, false);
     let message = fs::read_to_string(&message).unwrap();
     assert!(message.len() <= 4096, "{}", message.len());
     schema::check_line(&message);
