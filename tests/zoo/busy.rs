@@ -68,14 +68,16 @@ fn bomb(image: &Image, limits: &[&str], off: Option<&str>, patience: Duration) -
 #[test]
 fn neighbours_and_a_fork_bomb() {
     let Some(image) = Image::new() else { return };
+    let _noise = noise();
     let _neighbours = [(); 4].map(|()| Container::start(&image, &[], &["/hostile", "burn", "2"]));
-    let limits = ["--pids-limit=200"];
-    // Two seconds after the deadline. Measured: the controls 0.1 to 5.3, guarded 0.1 to 0.4.
+    // Of 200 a third of the controls were late, of 800 two thirds.
+    let limits = ["--pids-limit=800"];
+    // Two seconds after the deadline. Measured: the controls 0.1 to 5.3, guarded 0.1 to 0.6.
     let late = |off| {
         let ran = bomb(&image, &limits, off, Duration::from_secs(10));
         ran.is_none_or(|records| records.last().unwrap()["resources"]["wall_ms"].as_u64().unwrap() > 5_000)
     };
-    assert!((0..5).any(|_| late(Some("workload_priority"))), "control: in time without the guard, five times");
+    assert!((0..10).any(|_| late(Some("workload_priority"))), "control: in time without the guard, ten times");
     // One of five may be late for what else the machine does.
     let late = (0..5).filter(|_| late(None)).count();
     assert!(late <= 1, "{late} of 5 not sealed in time");
@@ -86,11 +88,13 @@ fn neighbours_and_a_fork_bomb() {
 #[test]
 fn memory_and_a_fork_bomb() {
     let Some(image) = Image::new() else { return };
+    let _noise = noise();
     let limits = ["--pids-limit=4000"];
     let patience = Duration::from_secs(20);
     let late = (0..3).any(|_| bomb(&image, &limits, Some("pressure"), patience).is_none());
     assert!(late, "control: in time without the guard, three times");
-    in_three(|| {
+    // Not in quiet: the noise is our own.
+    in_three_of(|| {
         let records = bomb(&image, &limits, None, patience).expect("not sealed in time");
         let kill = &records.last().unwrap()["escalation"][0];
         assert_eq!(
