@@ -224,14 +224,18 @@ impl Confinement {
     }
 
     /// The parent's pages are kept in memory, before spawn, where the workload can take them: under a quota, in which their way back
-    /// has to be paid for, and where its memory is `limited`, so that there may be no way back.
+    /// has to be paid for, and where its memory is `limited`, so that there may be no way back. There some is set aside for the scrub as well.
     #[must_use]
     pub fn lock_supervisor(&self, limited: bool) -> Option<Outcome> {
         (limited || self.is_under_a_quota()).then(|| {
             if without("supervisor_memory") {
                 return Outcome::Unavailable(Cause::because(OFF));
             }
-            Outcome::of("mlockall", limits::lock_memory())
+            let locked = Outcome::of("mlockall", limits::lock_memory());
+            match limited.then(limits::set_memory_aside) {
+                Some(Err(errno)) => Outcome::Unavailable(Cause::refused("mmap", errno)),
+                Some(Ok(())) | None => locked,
+            }
         })
     }
 

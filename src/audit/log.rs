@@ -250,7 +250,7 @@ impl Log {
             sink.look(true);
         }
         self.repeat_troubles(&mut body);
-        let mut safe = false;
+        let (mut safe, mut synced) = (false, false);
         let limit = RESERVE.saturating_sub(2); // The newlines around it.
         if let Some(sink) = &mut self.file {
             // Where even the reserved room was taken away, a page may still be free.
@@ -259,6 +259,7 @@ impl Log {
                 let cause = match sink.append(&line, true) {
                     Written::Yes => {
                         safe = self.file_cause.is_none() && sink.disturbed().is_none();
+                        synced = true;
                         match sink.sync_until(until, alone) {
                             Ok(()) => sink.release(),
                             Err(cause) => {
@@ -274,6 +275,10 @@ impl Log {
                 };
                 self.file_cause = Some(cause);
                 self.troubles.push(format!("audit file: the seal: {cause}"));
+            }
+            // What was written before it is the file's all the same.
+            if !synced && let Err(cause) = sink.sync_until(until, alone) {
+                self.troubles.push(format!("audit file: {cause}"));
             }
             if let Some(what) = sink.disturbed() {
                 self.troubles.push(what.to_owned());

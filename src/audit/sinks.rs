@@ -121,7 +121,14 @@ fn sync_until(file: &File, flush: &mut Option<Flush>, until: Option<Instant>, al
     let here = || file.sync_all().map_err(refused("fsync"));
     let Some(until) = until.filter(|_| !in_memory(file)) else { return here() };
     if alone {
-        return Flush::in_thread(file.as_fd()).map_or_else(here, |mut flush| answered(flush.wait(until)));
+        if let Some(mut thread) = Flush::in_thread(file.as_fd()) {
+            return answered(thread.wait(until));
+        }
+        // No thread to be had (pids limit, no memory): by the kernel itself, and only then without a deadline.
+        return match in_kernel(file, flush) {
+            Ok(()) => answered(flush.as_mut().and_then(|flush| flush.wait(until))),
+            Err(_) => here(),
+        };
     }
     in_kernel(file, flush)?;
     answered(flush.as_mut().and_then(|flush| flush.wait(until)))

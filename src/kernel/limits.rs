@@ -3,6 +3,7 @@
 use super::spawn::above;
 use nix::errno::Errno;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Sets soft and hard limit (setrlimit(2)); as far as the hard limit in force allows.
 ///
@@ -27,6 +28,34 @@ pub fn set(resource: libc::__rlimit_resource_t, value: u64) -> Result<(), Errno>
 pub fn lock_memory() -> Result<(), Errno> {
     // SAFETY: mlockall(2) takes one integer.
     Errno::result(unsafe { libc::mlockall(libc::MCL_CURRENT) }).map(drop)
+}
+
+/// What a worker of the scrub needs that only burrows: its stack, the kernel's part of a thread, and what it keeps of a tree's levels.
+const ASIDE: usize = 512 * 1024;
+static SET_ASIDE: AtomicUsize = AtomicUsize::new(0);
+
+/// Sets memory aside (mmap(2), MAP_POPULATE) for when the workload has used up the limit.
+///
+/// # Errors
+/// The errno of `mmap(2)`.
+pub fn set_memory_aside() -> Result<(), Errno> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+    // SAFETY: a new mapping where the kernel likes, which nothing ever reads or writes.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), ASIDE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    SET_ASIDE.store(at.addr(), Ordering::Relaxed);
+    Ok(())
+}
+
+/// Gives it back, so that there is as much below the limit.
+pub fn use_memory_set_aside() {
+    let at = SET_ASIDE.swap(0, Ordering::Relaxed);
+    if at != 0 {
+        // SAFETY: the mapping made above, of which there is no reference; only once, by the exchange.
+        unsafe { libc::munmap(std::ptr::without_provenance_mut(at), ASIDE) };
+    }
 }
 
 /// Gives back the pages that the start needed and nothing needs any more: free heap (malloc_trim(3)) and the stack below this

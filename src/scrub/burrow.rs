@@ -2,15 +2,16 @@
 //! when nothing is left in it.
 //!
 //! For what lies deeper than there are descriptors, and for what is in memory where there is none left. Sixteen bytes are kept of
-//! each level, to know that `..` led back to where it came from: who is still alive (not PID 1) may have moved a directory meanwhile.
+//! each level (of so many), to know that `..` led back to where it came from: who is still alive (not PID 1) may have moved a directory meanwhile.
 
+use super::crew::Tree;
 use super::node::Node;
-use super::targets::Target;
 use super::walk::{Worker, remove};
 use crate::kernel::files;
 use nix::errno::Errno;
+use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -18,6 +19,9 @@ use std::sync::atomic::Ordering;
 const BUFFER: usize = 8 * 1024;
 /// Levels that there is room for before there has to be more.
 const LEVELS: usize = 1024;
+/// Levels that are kept (2 MiB, and 128 KiB where memory is short): of a deeper tree the first are forgotten, and gone down once more.
+const DEEPEST: usize = 128 * 1024;
+const DEEPEST_CROWDED: usize = 8 * 1024;
 
 /// A level above the one that is being emptied.
 #[derive(Debug)]
@@ -59,7 +63,8 @@ impl Worker<'_> {
                 return true;
             }
         };
-        match self.empty(base, first) {
+        let again = || base.open(name).map(|fd| Node::alone(fd, &base.tree));
+        match self.empty(base, first, again) {
             Ok(true) => {}
             Ok(false) => return false,
             Err(errno) => base.leave(errno),
@@ -77,16 +82,14 @@ impl Worker<'_> {
         true
     }
 
-    /// Empties the target of this number, which is in memory, with nothing but the stack and a descriptor or two.
-    pub(super) fn relieve(&mut self, number: usize, mut target: Target) {
-        let Some(tree) = self.crew.trees.get(number) else { return };
-        let top = match target.reach(tree) {
-            Ok(top) => top,
-            Err(verdict) => return tree.conclude(verdict),
-        };
-        tree.begin(&top, target.own_tmpfs);
+    /// Empties a target that is in memory with little more than the stack, down from its top.
+    pub(super) fn relieve(&mut self, top: OwnedFd, tree: &Arc<Tree>) {
         let top = Node::top(top, Arc::clone(tree));
-        match files::read_seen(top.fd()).and_then(|fd| self.empty(&top, Node::alone(fd, tree))) {
+        if let Ok(mode) = files::mode(top.fd()) {
+            tree.had_mode(mode);
+        }
+        let again = || files::read_seen(top.fd()).map(|fd| Node::alone(fd, tree));
+        match again().and_then(|first| self.empty(&top, first, again)) {
             Ok(true) => tree.done(&top, top.left()),
             // Said at the end, as for everything that there was no time for.
             Ok(false) => {}
@@ -94,8 +97,12 @@ impl Worker<'_> {
         }
     }
 
-    fn empty(&mut self, base: &Node, mut here: Node) -> Result<bool, Errno> {
-        let mut above: Vec<Level> = Vec::new();
+    /// Empties `here`, which `again` opens once more, of `base`; false when the time is up.
+    fn empty(&mut self, base: &Node, mut here: Node, again: impl Fn() -> Result<Node, Errno>) -> Result<bool, Errno> {
+        let deepest = if self.crew.is_crowded() { DEEPEST_CROWDED } else { DEEPEST };
+        let mut above: VecDeque<Level> = VecDeque::new();
+        let mut forgotten = false;
+        let mut before = None;
         let mut at = 0;
         // One that was entered and could not be removed: not to be entered again at once.
         let mut stuck = None;
@@ -106,12 +113,15 @@ impl Worker<'_> {
                     stuck = None;
                     match here.open(&name) {
                         Ok(fd) => {
-                            if above.len() == above.capacity() {
+                            if above.len() >= deepest {
+                                above.pop_front();
+                                forgotten = true;
+                            } else if above.len() == above.capacity() {
                                 let more = LEVELS.max(above.len() / 4);
                                 above.try_reserve_exact(more).map_err(|_| Errno::ENOMEM)?;
                             }
                             let changed = u64::from(here.changed.load(Ordering::Relaxed));
-                            above.push(Level { who: mark(here.fd())? | changed, at });
+                            above.push_back(Level { who: mark(here.fd())? | changed, at });
                             here = Node::alone(fd, &base.tree);
                             at = 0;
                         }
@@ -129,7 +139,18 @@ impl Worker<'_> {
                     if let Some(errno) = here.left() {
                         base.leave(errno);
                     }
-                    let Some(level) = above.pop() else { return Ok(true) };
+                    let Some(level) = above.pop_back() else {
+                        if !std::mem::take(&mut forgotten) {
+                            return Ok(true);
+                        }
+                        // With what cannot be removed at its end it would go on for ever.
+                        let removed = Some(base.tree.counts().0);
+                        if std::mem::replace(&mut before, removed) == removed {
+                            return Err(here.left().unwrap_or(Errno::ENOMEM));
+                        }
+                        (here, at, stuck) = (again()?, 0, None);
+                        continue;
+                    };
                     stuck = Some(files::inode(here.fd())?);
                     let back = files::parent(here.fd())?;
                     if mark(back.as_fd())? != level.who & !1 {

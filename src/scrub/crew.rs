@@ -398,6 +398,12 @@ impl Crew {
             || self.present.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed)
     }
 
+    /// Whether there is no memory for names, nor for much else.
+    #[must_use]
+    pub const fn is_crowded(&self) -> bool {
+        self.room_for_names == 0
+    }
+
     /// Whether the last worker has left.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -462,21 +468,6 @@ impl Crew {
             self.end();
         }
         all
-    }
-
-    /// Empties here what is in memory and cannot hang: with the memory limit used up a worker's stack and buffer may be more than there
-    /// is, and PID 1 the only one whom the OOM killer can take.
-    pub fn relieve(self: &Arc<Self>) {
-        let work = std::mem::take(&mut self.stack().work);
-        let (memory, rest): (Vec<_>, Vec<_>) =
-            work.into_iter().partition(|work| matches!(work, Work::Open(_, target) if target.at_hand));
-        self.stack().work = rest;
-        let mut worker = walk::Worker::lean(self);
-        for work in memory.into_iter().rev() {
-            if let Work::Open(number, target) = work {
-                worker.relieve(number, target);
-            }
-        }
     }
 
     /// Does everything here, where nobody can be hired.

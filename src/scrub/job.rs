@@ -5,7 +5,7 @@ use super::crew::Crew;
 use super::leftovers::Before;
 use super::targets::Target;
 use crate::audit::record::{CleanedPath, Cleanup, Zeroed};
-use crate::kernel::{clock, cpu};
+use crate::kernel::{clock, cpu, limits};
 use crate::machine::types::Instant;
 use crate::settings::ScrubMode;
 use crate::settings::cli::printable;
@@ -36,8 +36,8 @@ pub struct Job {
 }
 
 /// Starts the scrub of `targets` and of what is no file but was not there `before`, to stop at `until`: one worker for each whole
-/// CPU that may be used; where it is `crowded` (the memory limit is used up) one, when what is in memory has been emptied here. Without
-/// a thread (no memory, pids limit) it runs at once, here.
+/// CPU that may be used; where it is `crowded` (the memory limit is used up) one, which has what was set aside for it. Without a thread
+/// (no memory, pids limit) it runs at once, here.
 #[must_use]
 pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode: ScrubMode, crowded: bool) -> Job {
     let began = clock::now();
@@ -49,7 +49,7 @@ pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode:
     let leftovers = before.is_some();
     let crew = Arc::new(Crew::new(targets, before, until, most, crowded, mode == ScrubMode::Zero, done));
     if crowded && !without("relief") {
-        crew.relieve();
+        limits::use_memory_set_aside();
     }
     if !crew.glance() && (!beside || !crew.hire()) {
         crew.work_alone();
@@ -78,7 +78,11 @@ impl Job {
 
     /// Looks whether it hangs: then somebody else goes on with what is left.
     pub fn nudge(&mut self) {
-        self.nudged = clock::now();
+        let now = clock::now();
+        if self.due().is_none_or(|due| now < due) {
+            return;
+        }
+        self.nudged = now;
         if !without("nudge") {
             self.crew.nudge();
         }

@@ -45,13 +45,7 @@ pub struct Worker<'a> {
 impl<'a> Worker<'a> {
     /// A worker of `crew`.
     #[must_use]
-    pub fn new(crew: &'a Arc<Crew>) -> Self {
-        Self { crew, buffer: vec![0; BUFFER], files: Vec::new(), directories: Vec::new(), since_check: 15 }
-    }
-
-    /// One that can only burrow: for that it needs no buffer.
-    #[must_use]
-    pub const fn lean(crew: &'a Arc<Crew>) -> Self {
+    pub const fn new(crew: &'a Arc<Crew>) -> Self {
         Self { crew, buffer: Vec::new(), files: Vec::new(), directories: Vec::new(), since_check: 15 }
     }
 
@@ -95,6 +89,9 @@ impl<'a> Worker<'a> {
         match target.reach(tree) {
             Ok(top) => {
                 tree.begin(&top, target.own_tmpfs);
+                if self.crew.is_crowded() && !tree.is_on_disk() && !without("relief") {
+                    return self.relieve(top, tree);
+                }
                 // What it was looked at by is needed no more.
                 drop(target);
                 self.read(&Node::top(top, Arc::clone(tree)));
@@ -124,6 +121,10 @@ impl<'a> Worker<'a> {
 
     /// Reads `node` until it finds directories to enter, or the end.
     fn read(&mut self, node: &Arc<Node>) {
+        // Not before: who burrows needs none.
+        if self.buffer.is_empty() {
+            self.buffer.resize(BUFFER, 0);
+        }
         loop {
             let (read, at_end) = self.fill(node);
             if read == 0 {

@@ -52,7 +52,9 @@ impl Supervisor {
                 self.watch.due().into_iter().chain(frozen).chain(self.shared.log().due()).min()
             }
             State::Draining { .. } => self.shared.log().due(),
-            State::Scrubbing { .. } => self.scrub.as_ref().and_then(Job::due),
+            State::Scrubbing { .. } => {
+                self.scrub.as_ref().and_then(Job::due).into_iter().chain(self.shared.log().due()).min()
+            }
             State::Sealing | State::Done(_) => None,
         }
     }
@@ -68,7 +70,10 @@ impl Supervisor {
                 self.watch_the_grace();
             }
             State::Draining { .. } => self.shared.log().sync(clock::now()),
-            State::Scrubbing { .. } => self.scrub.iter_mut().for_each(Job::nudge),
+            State::Scrubbing { .. } => {
+                self.shared.log().sync(clock::now());
+                self.scrub.iter_mut().for_each(Job::nudge);
+            }
             State::Sealing | State::Done(_) => {}
         }
     }

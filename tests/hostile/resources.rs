@@ -56,7 +56,7 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
                 let _ = attack("fill", std::slice::from_ref(memory));
             }
         }
-        // memory-deep MEMORY FILLER: the same by a program of a few pages, which leave little behind, at the bottom of a tree of many long
+        // memory-deep MEMORY FILLER LEVELS: the same by a program of a few pages, which leave little behind, at the bottom of a tree of many long
         // names: whoever goes down in it has nothing to give back before.
         "memory-deep" => {
             use std::os::unix::process::CommandExt;
@@ -70,7 +70,12 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
                 at.push("deeper");
                 std::fs::create_dir(&at).unwrap();
             }
-            let error = std::process::Command::new(args.get(1)?).arg("file").current_dir(at).exec();
+            std::env::set_current_dir(at).unwrap();
+            for _ in 0..args.get(2).map_or(0, |levels| levels.parse().unwrap()) {
+                std::fs::create_dir("d").unwrap();
+                std::env::set_current_dir("d").unwrap();
+            }
+            let error = std::process::Command::new(args.get(1)?).arg("file").exec();
             panic!("{error}")
         }
         // pids: as many as there may be, and they stay.

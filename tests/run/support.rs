@@ -153,6 +153,7 @@ pub fn in_three(attempt: impl FnMut()) {
 static NOISE: RwLock<()> = RwLock::new(());
 
 /// While a test of the same program that keeps the whole machine busy holds this, none runs that depends on the CPU.
+#[allow(dead_code)] // Not every program that has this file makes any.
 pub fn noise() -> RwLockWriteGuard<'static, ()> {
     NOISE.write().unwrap_or_else(PoisonError::into_inner)
 }

@@ -173,25 +173,30 @@ fn memory_at_the_bottom_of_a_tree() {
     let memory = ["--memory=64m", "--memory-swap=64m", "--tmpfs=/memory:mode=1777,size=100m"];
     let flags = [&memory[..], &[&volume, "--env=SCRUB_PATHS=/memory"]].concat();
     let copy = dir.path().join("gracekeeper");
-    let sealed = |guard: Guard<'_>| {
+    let sealed = |guard: Guard<'_>, levels: &str| {
         let binary = if guard == Guard::Full { &copy } else { switched() };
         if guard == Guard::Full {
             cold(Path::new(BINARY), &copy);
         }
-        let (code, _, stderr) = image.run_by(binary, &flags, guard, &["memory-deep", "/memory", "/filler"]);
+        let (code, _, stderr) = image.run_by(binary, &flags, guard, &["memory-deep", "/memory", "/filler", levels]);
         assert_eq!(code, Some(137), "the workload or PID 1 is taken: {stderr}");
         records(&stderr).pop().filter(|record| record["event"] == "evaluation_terminated")
     };
     // Without both it is taken in seven of ten; without the first alone in one of seven, without the second in half of those that find
     // nothing of it in memory, after a minute: too seldom and too long to be tried here.
-    let taken = (0..12).any(|_| sealed(Guard::Without("relief,supervisor_memory")).is_none());
+    let taken = (0..12).any(|_| sealed(Guard::Without("relief,supervisor_memory"), "0").is_none());
     assert!(taken, "control: sealed twelve times");
-    for _ in 0..6 {
-        let seal = sealed(Guard::Full).expect("PID 1 was taken");
+    // The second is deeper than the levels of which anything is kept; the memory for all of them would not be there.
+    for levels in [0, 20_000, 0, 20_000, 0, 20_000] {
+        let seal = sealed(Guard::Full, &levels.to_string()).expect("PID 1 was taken");
         assert_eq!(seal["enforcement"]["supervisor_memory"], "enforced", "{seal:#}");
         let path = seal["cleanup"]["paths"].as_array().unwrap().iter().find(|p| p["path"] == "/memory").unwrap();
         // Levels, names and what is in each, and the file.
-        assert_eq!((&path["status"], &path["entries_removed"]), (&"complete".into(), &2306.into()), "{seal:#}");
+        assert_eq!(
+            (&path["status"], &path["entries_removed"]),
+            (&"complete".into(), &(2306 + levels).into()),
+            "{seal:#}"
+        );
     }
 }
 
