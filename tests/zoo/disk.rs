@@ -136,3 +136,72 @@ fn one_that_is_frozen_holds_up_neither_the_kill_nor_the_record() {
         assert!(read("verified").contains("sealed 1"), "{all}");
     });
 }
+
+/// gracekeeper with `options` under strace; its run and the calls of `calls`. Nothing where the directory is in memory, whose files are not synced.
+fn traced(calls: &str, limit: &str, options: &[&str], script: &str, stop: bool) -> Option<(Ran, String, String)> {
+    let dir = tempfile::tempdir().unwrap();
+    if nix::sys::statfs::statfs(dir.path()).unwrap().filesystem_type() == nix::sys::statfs::TMPFS_MAGIC {
+        println!("skipped: {} is in memory", dir.path().display());
+        return None;
+    }
+    let [audit, ready, trace] = ["audit.json", "ready", "trace"].map(|name| dir.path().join(name));
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-qq", "-s", "4000", "-o"]).arg(&trace).args(["-e", &format!("trace={calls}")]);
+    // Not strace's own file.
+    command
+        .args(["prlimit", &format!("--fsize={limit}"), BINARY, "--audit-level", "standard", "--audit-file"])
+        .arg(&audit);
+    command.args(options).args(["--", "sh", "-c", script, "sh"]).arg(&ready);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let began = Instant::now();
+    if stop {
+        until("the workload runs", || ready.exists());
+        signal(child.id(), "TERM");
+    }
+    let ran = finish(child, began);
+    let read = |path| std::fs::read_to_string(path).unwrap();
+    Some((ran, read(&audit), read(&trace)))
+}
+
+/// The workload dies at once and leaves much: the trigger's record does not wait for the end of the scrub.
+#[test]
+fn the_trigger_is_synced_during_the_scrub() {
+    if !has("strace") {
+        return;
+    }
+    in_three(|| {
+        let script = "cd $TMPDIR; i=0; while [ $i -lt 10000 ]; do : > $i; i=$((i+1)); done; : > $1; exec sleep 60";
+        let Some((ran, text, trace)) = traced("io_submit", "unlimited", &["--grace", "10s"], script, true) else {
+            return;
+        };
+        assert_eq!(ran.code(), Some(143), "{ran:#?}");
+        let seal = records(&text).pop().unwrap();
+        assert!(seal["cleanup"]["used_ms"].as_u64().unwrap() > 100, "the scrub was over too soon: {seal:#}");
+        assert!(trace.contains("io_submit("), "{trace} {seal:#}");
+    });
+}
+
+/// The file takes the trigger's record, but no seal.
+#[test]
+fn the_trigger_is_synced_where_the_seal_cannot_be_written() {
+    if !has("strace") {
+        return;
+    }
+    let options = ["--timeout", "300ms"];
+    let Some((_, whole, _)) = traced("none", "unlimited", &options, "exec sleep 60", false) else { return };
+    let before = whole
+        .lines()
+        .take_while(|line| !line.contains("evaluation_terminated"))
+        .map(|line| line.len() + 1)
+        .sum::<usize>();
+    // Not every number in them has as many digits each time.
+    let limit = (before + 60).to_string();
+    let (ran, text, trace) = traced("write,fsync,io_submit", &limit, &options, "exec sleep 60", false).unwrap();
+    assert_eq!(ran.code(), Some(124), "{ran:#?}");
+    assert!(text.contains("termination_requested") && !text.contains("evaluation_terminated"), "{text}");
+    assert!(ran.seal().to_string().contains("the seal: write: EFBIG"), "{:#}", ran.seal());
+    let after = trace.find("termination_requested").and_then(|at| trace.get(at..)).unwrap();
+    assert!(after.contains("fsync(") || after.contains("io_submit("), "{trace}");
+}
