@@ -120,17 +120,14 @@ fn in_kernel(file: &File, flush: &mut Option<Flush>) -> Result<(), Cause> {
 fn sync_until(file: &File, flush: &mut Option<Flush>, until: Option<Instant>, alone: bool) -> Result<(), Cause> {
     let here = || file.sync_all().map_err(refused("fsync"));
     let Some(until) = until.filter(|_| !in_memory(file)) else { return here() };
-    if alone {
-        if let Some(mut thread) = Flush::in_thread(file.as_fd()) {
-            return answered(thread.wait(until));
-        }
-        // No thread to be had (pids limit, no memory): by the kernel itself, and only then without a deadline.
-        return match in_kernel(file, flush) {
-            Ok(()) => answered(flush.as_mut().and_then(|flush| flush.wait(until))),
-            Err(_) => here(),
-        };
+    if alone && let Some(mut thread) = Flush::in_thread(file.as_fd()) {
+        return answered(thread.wait(until));
     }
-    in_kernel(file, flush)?;
+    match in_kernel(file, flush) {
+        // No thread to be had either (pids limit, no memory): without a deadline.
+        Err(_) if alone => return here(),
+        started => started?,
+    }
     answered(flush.as_mut().and_then(|flush| flush.wait(until)))
 }
 

@@ -51,8 +51,9 @@ fn mark(fd: std::os::fd::BorrowedFd<'_>) -> Result<u64, Errno> {
 impl Worker<'_> {
     /// Empties the directory `name` of `base` and removes it; false when the time is up.
     pub(super) fn burrow(&mut self, base: &Node, name: &CStr) -> bool {
-        let first = match base.open(name) {
-            Ok(fd) => Node::alone(fd, &base.tree),
+        let again = || base.open(name).map(|fd| Node::alone(fd, &base.tree));
+        let first = match again() {
+            Ok(first) => first,
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
                 remove(self.crew, base, name, libc::DT_UNKNOWN);
                 return true;
@@ -63,7 +64,6 @@ impl Worker<'_> {
                 return true;
             }
         };
-        let again = || base.open(name).map(|fd| Node::alone(fd, &base.tree));
         match self.empty(base, first, again) {
             Ok(true) => {}
             Ok(false) => return false,
