@@ -10,6 +10,7 @@ pub use report::{Report, outcomes};
 use crate::kernel::cpu::{self, Share};
 use crate::kernel::landlock::{self, Domain};
 use crate::kernel::limits;
+use crate::kernel::memory;
 use crate::kernel::mounts::Mount;
 use crate::kernel::outcome::{Cause, OFF, Outcome};
 use crate::kernel::seccomp::{self, Filter};
@@ -231,8 +232,8 @@ impl Confinement {
             if without("supervisor_memory") {
                 return Outcome::Unavailable(Cause::because(OFF));
             }
-            let locked = Outcome::of("mlockall", limits::lock_memory());
-            match limited.then(limits::set_memory_aside) {
+            let locked = Outcome::of("mlockall", memory::lock());
+            match limited.then(memory::set_aside) {
                 Some(Err(errno)) => Outcome::Unavailable(Cause::refused("mmap", errno)),
                 Some(Ok(())) | None => locked,
             }

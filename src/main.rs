@@ -30,7 +30,7 @@ fn dispatch() -> Result<u8, String> {
     }
 }
 
-// Functions of their own: the stack of what is over is given back before the wait begins (`limits::give_back_memory`).
+// Functions of their own: the stack of what is over is given back before the wait begins (`memory::give_back`).
 
 #[inline(never)]
 fn invoked() -> Result<Invocation, String> {

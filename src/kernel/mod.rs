@@ -12,6 +12,7 @@ pub mod ipc;
 pub mod kill;
 pub mod landlock;
 pub mod limits;
+pub mod memory;
 pub mod mounts;
 pub mod nowait;
 pub mod outcome;

@@ -5,7 +5,7 @@ use super::crew::Crew;
 use super::leftovers::Before;
 use super::targets::Target;
 use crate::audit::record::{CleanedPath, Cleanup, Zeroed};
-use crate::kernel::{clock, cpu, limits};
+use crate::kernel::{clock, cpu, memory};
 use crate::machine::types::Instant;
 use crate::settings::ScrubMode;
 use crate::settings::cli::printable;
@@ -49,7 +49,7 @@ pub fn start(targets: Vec<Target>, before: Option<Before>, until: Instant, mode:
     let leftovers = before.is_some();
     let crew = Arc::new(Crew::new(targets, before, until, most, crowded, mode == ScrubMode::Zero, done));
     if crowded && !without("relief") {
-        limits::use_memory_set_aside();
+        memory::use_what_was_set_aside();
     }
     if !crew.glance() && (!beside || !crew.hire()) {
         crew.work_alone();

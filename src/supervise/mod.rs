@@ -14,7 +14,7 @@ use crate::kernel::reap::{self, Reaped};
 use crate::kernel::signals::Signals;
 use crate::kernel::sockdiag::Socket;
 use crate::kernel::spawn::{Child, Handshake};
-use crate::kernel::{clock, limits};
+use crate::kernel::{clock, limits, memory};
 use crate::machine::status::LaunchFailure;
 use crate::machine::step::{Event, Machine, State};
 use crate::machine::types::{Ended, Instant};
@@ -224,7 +224,7 @@ impl Supervisor {
             Handshake::Launched => {
                 self.facts.launched = Some(true);
                 self.feed(Event::Launched);
-                limits::give_back_memory();
+                memory::give_back();
             }
             Handshake::Failed(call, errno) => {
                 self.facts.launched = Some(false);
