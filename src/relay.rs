@@ -242,7 +242,7 @@ impl Stream {
                 self.to.splice(from, allowed).inspect(|&n| *left = left.saturating_sub(length(n)))
             } else {
                 let Some(from) = self.from.as_ref() else { break };
-                buffer.resize(CHUNK, 0);
+                clear(buffer);
                 match nix::unistd::read(from, buffer.get_mut(..allowed).unwrap_or_default()) {
                     Ok(0) => Ok(0),
                     Ok(n) => {
@@ -287,7 +287,7 @@ impl Stream {
     /// Beyond the limit: read, so that a workload that was asked to stop is not held up in a write, and dropped.
     fn discard(&mut self, buffer: &mut Vec<u8>) -> u64 {
         let mut dropped: u64 = 0;
-        buffer.resize(CHUNK, 0);
+        clear(buffer);
         while dropped < length(ONE_LOOK)
             && let Some(from) = self.from.as_ref()
         {
@@ -299,6 +299,13 @@ impl Stream {
             }
         }
         dropped
+    }
+}
+
+/// The first time; by the allocator, which is quicker at it than code made for size.
+fn clear(buffer: &mut Vec<u8>) {
+    if buffer.is_empty() {
+        *buffer = vec![0; CHUNK];
     }
 }
 

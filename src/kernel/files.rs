@@ -430,6 +430,21 @@ pub fn read_entries(dir: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Err
     Errno::result(n).map(|n| usize::try_from(n).unwrap_or(0))
 }
 
+/// The same behind what `buffer` holds already, into at most `most` bytes of its capacity, which nobody has to clear first.
+///
+/// # Errors
+/// The errno of `getdents64(2)`.
+pub fn append_entries(dir: BorrowedFd<'_>, buffer: &mut Vec<u8>, most: usize) -> Result<usize, Errno> {
+    let spare = buffer.spare_capacity_mut();
+    let most = most.min(spare.len());
+    // SAFETY: getdents64 writes at most `most` bytes into the capacity that is left, which is at least that long.
+    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), spare.as_mut_ptr(), most) };
+    let n = Errno::result(n).map(|n| usize::try_from(n).unwrap_or(0))?;
+    // SAFETY: the kernel has just written these `n` bytes, and they are within the capacity.
+    unsafe { buffer.set_len(buffer.len().saturating_add(n)) };
+    Ok(n)
+}
+
 /// One entry as the kernel wrote it.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {

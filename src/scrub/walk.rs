@@ -122,16 +122,16 @@ impl<'a> Worker<'a> {
     /// Reads `node` until it finds directories to enter, or the end.
     fn read(&mut self, node: &Arc<Node>) {
         // Not before: who burrows needs none.
-        if self.buffer.is_empty() {
-            self.buffer.resize(BUFFER, 0);
+        if self.buffer.capacity() == 0 {
+            self.buffer.reserve_exact(BUFFER);
         }
         loop {
-            let (read, at_end) = self.fill(node);
-            if read == 0 {
+            let at_end = self.fill(node);
+            if self.buffer.is_empty() {
                 node.end();
                 return self.crew.finish(Arc::clone(node));
             }
-            self.sort(read, node.tree.is_on_disk());
+            self.sort(node.tree.is_on_disk());
             if !self.remove_files(node) {
                 return;
             }
@@ -151,46 +151,41 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Reads on in `node`: how much, and whether the last read left room, so that there is probably no more.
-    fn fill(&mut self, node: &Node) -> (usize, bool) {
-        let mut filled = 0;
+    /// Reads on in `node`, into the buffer; whether the last read left room, so that there is probably no more.
+    fn fill(&mut self, node: &Node) -> bool {
+        self.buffer.clear();
         loop {
-            let room = self.buffer.len().saturating_sub(filled).min(BUFFER);
-            let piece = self.buffer.get_mut(filled..filled.saturating_add(room)).unwrap_or_default();
-            let read = files::read_entries(node.fd(), piece).unwrap_or_else(|errno| {
+            let room = self.room().min(BUFFER);
+            let read = files::append_entries(node.fd(), &mut self.buffer, room).unwrap_or_else(|errno| {
                 node.leave(errno);
                 0
             });
-            filled = filled.saturating_add(read);
             let full = read.saturating_add(LONGEST) >= room;
-            if !full
-                || self.crew.is_over()
-                || !(node.tree.is_on_disk() && self.grow())
-                || self.buffer.len() - filled < BUFFER
-            {
-                return (filled, !full);
+            if !full || self.crew.is_over() || !(node.tree.is_on_disk() && self.grow()) || self.room() < BUFFER {
+                return !full;
             }
         }
     }
 
+    fn room(&self) -> usize {
+        self.buffer.capacity().saturating_sub(self.buffer.len())
+    }
+
     /// A large buffer, if nobody else has it and there is memory for it.
     fn grow(&mut self) -> bool {
-        if self.buffer.len() == BUFFER
-            && self.crew.claim_room()
-            && self.buffer.try_reserve_exact(LARGE.saturating_sub(BUFFER)).is_ok()
-        {
-            self.buffer.resize(LARGE, 0);
+        if self.buffer.capacity() < LARGE && self.crew.claim_room() {
+            // What does not succeed is seen by the capacity.
+            let _ = self.buffer.try_reserve_exact(LARGE.saturating_sub(self.buffer.len()));
         }
-        self.buffer.len() > BUFFER
+        self.buffer.capacity() >= LARGE
     }
 
     /// Sorts what was read by inode: near each other on a disk, and mostly in the order in which they were made.
-    fn sort(&mut self, read: usize, on_disk: bool) {
+    fn sort(&mut self, on_disk: bool) {
         self.files.clear();
         self.directories.clear();
         let mut at = 0;
-        let all = self.buffer.get(..read).unwrap_or_default();
-        while let Some((entry, next)) = files::entry(all, at) {
+        while let Some((entry, next)) = files::entry(&self.buffer, at) {
             let list = if entry.kind == libc::DT_DIR { &mut self.directories } else { &mut self.files };
             // Also where the file system does not say that these two are directories.
             if entry.name != c"." && entry.name != c".." {
