@@ -101,6 +101,24 @@ fn one_that_is_not_synced_by_the_kernel_itself_is_synced_with_the_seal() {
 /// syncs waits in the kernel until it is thawed.
 #[test]
 fn one_that_is_frozen_holds_up_neither_the_kill_nor_the_record() {
+    frozen("standard", &[]);
+}
+
+/// The same where no thread can be had for the last fsync (pids limit, memory): the kernel's own has a deadline as well. Nothing is
+/// synced at the trigger, whose deadline would do for both.
+#[test]
+fn one_that_is_frozen_holds_up_nothing_where_no_thread_can_be_had() {
+    let under =
+        ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=clone3", "-e", "inject=clone3:error=EAGAIN"];
+    if has("strace") {
+        frozen("basic", &under);
+    }
+}
+
+/// With the audit's `level`; `under`: what gracekeeper is run by. One at a time: what is done about mounts waits for every frozen file system.
+fn frozen(level: &str, under: &[&str]) {
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let tools = ["mkfs.ext4", "fsfreeze"].map(|tool| Path::new("/usr/sbin").join(tool).exists());
     if !has("root") || tools.contains(&false) || !Path::new("/dev/loop-control").exists() {
         println!("skipped: root, mkfs.ext4, fsfreeze or loop devices are not here");
@@ -111,19 +129,21 @@ fn one_that_is_frozen_holds_up_neither_the_kill_nor_the_record() {
         let script = r#"
             set -e; cd "$1"; mkdir under disk
             truncate -s 200M under.img; mkfs.ext4 -q under.img; mount -o loop under.img under
-            truncate -s 64M under/disk.img; mkfs.ext4 -q under/disk.img; mount -o loop under/disk.img disk; sync
-            "$2" --grace 2s --adaptive no --audit-level standard --audit-file "$1/disk/a.json" -- \
-                sh -c "exec 2> /dev/null; trap '' TERM; : > '$1/ready'; while :; do sleep 0.02; done" 2> err & pid=$!
+            truncate -s 64M under/disk.img; mkfs.ext4 -q under/disk.img; mount -o loop under/disk.img disk; sync -f disk under
+            dir=$1; gracekeeper=$2; level=$3; shift 3
+            "$@" "$gracekeeper" --grace 2s --adaptive no --audit-level "$level" --audit-file "$dir/disk/a.json" -- \
+                sh -c "exec 2> /dev/null; trap '' TERM; : > '$dir/ready'; while :; do sleep 0.02; done" 2> err & pid=$!
             while [ ! -e ready ]; do sleep 0.02; done
             fsfreeze -f under; kill -TERM $pid
             sleep 2; cp err in-time; sleep 1
             fsfreeze -u under; code=0; wait $pid || code=$?; echo $code > code
-            "$2" verify disk/a.json > verified
+            "$gracekeeper" verify disk/a.json > verified
             umount disk; umount under"#;
         let run = Command::new("timeout")
             .args(["60", "unshare", "-m", "sh", "-c", script, "sh"])
             .arg(dir.path())
-            .arg(BINARY)
+            .args([BINARY, level])
+            .args(under)
             .output();
         let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
         let all = format!("{run:?} {}", read("err"));
