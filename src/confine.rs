@@ -124,6 +124,8 @@ pub struct Context<'a> {
     pub pid1: bool,
     /// The supervisor's pid.
     pub supervisor: i32,
+    /// The number of its other thread.
+    pub thread: Option<i32>,
     /// Whether the workload becomes the terminal's foreground group instead of a session of its own.
     pub terminal: bool,
     /// The audit file, where it is on disk.
@@ -142,6 +144,7 @@ pub struct Confinement {
     terminal: bool,
     pid1: bool,
     supervisor: i32,
+    thread: Option<i32>,
     rlimits: [(libc::__rlimit_resource_t, Option<u64>); 3],
     oom_sticks: bool,
     share: Share,
@@ -179,6 +182,7 @@ impl Confinement {
         let network_deny = settings.network == Network::Deny;
         let filter = Filter::assemble(&seccomp::Wanted {
             supervisor: ctx.supervisor,
+            thread: ctx.thread.filter(|_| !without("own_thread")),
             group: nix::unistd::getpgrp().as_raw(),
             pid1: ctx.pid1,
             scoped: domain.scopes(),
@@ -189,6 +193,7 @@ impl Confinement {
             terminal: ctx.terminal,
             pid1: ctx.pid1,
             supervisor: ctx.supervisor,
+            thread: ctx.thread,
             rlimits: [
                 (libc::RLIMIT_NPROC, settings.nproc),
                 (libc::RLIMIT_NOFILE, settings.nofile),
@@ -213,7 +218,10 @@ impl Confinement {
     #[must_use]
     pub fn settle_supervisor(&self) -> Option<Outcome> {
         match &self.share {
-            Share::Reserved { supervisor, .. } => Some(Outcome::of("sched_setaffinity", cpu::bind(supervisor))),
+            Share::Reserved { supervisor, .. } => {
+                let thread = self.thread.map_or(Ok(()), |thread| cpu::bind(thread, supervisor));
+                Some(Outcome::of("sched_setaffinity", cpu::bind(0, supervisor).and(thread)))
+            }
             Share::Free | Share::Tight => None,
         }
     }
@@ -281,7 +289,7 @@ impl Confinement {
             Step::NoNewPrivs => nix::sys::prctl::set_no_new_privs(),
             Step::ReservedCpu => match &self.share {
                 Share::Free => return Some(Outcome::Unavailable(Cause::because(NO_QUOTA))),
-                Share::Reserved { workload, .. } => match (cpu::bind(workload), cpu::lower_priority()) {
+                Share::Reserved { workload, .. } => match (cpu::bind(0, workload), cpu::lower_priority()) {
                     (Ok(()), Err(errno)) => return Some(Outcome::Degraded(Cause::refused("setpriority", errno))),
                     (bound, _) => bound,
                 },

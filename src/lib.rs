@@ -113,6 +113,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         settings: &settings,
         pid1,
         supervisor: nix::unistd::getpid().as_raw(),
+        thread: log.thread(),
         terminal,
         audit_path: log.audit_path(),
         binary: binary.as_deref(),
@@ -318,7 +319,7 @@ fn hook_panics(
             }
         }
         if let Ok(mut log) = shared.log.try_lock() {
-            log.seal(seal::panicked(record.clone(), begun, &info.to_string()), None, false);
+            log.write(&Body::EvaluationTerminated(Box::new(seal::panicked(record.clone(), begun, &info.to_string()))));
         }
         // Last, and not for long: a reader that is stuck must keep neither the workload alive nor us.
         let line = format!("gracekeeper: internal error: {info}");

@@ -198,6 +198,11 @@ fn verdict(bytes: &[u8]) -> State {
     check(bytes, Some(&AuditKey(KEY.into()))).unwrap().state
 }
 
+/// When a disk is no longer waited for.
+fn later() -> gracekeeper::machine::types::Instant {
+    gracekeeper::kernel::clock::now().plus(std::time::Duration::from_secs(20))
+}
+
 #[test]
 fn every_event_matches_the_schema_and_the_schema_refuses_others() {
     let dir = tempfile::tempdir().unwrap();
@@ -262,7 +267,7 @@ fn sealed_once_and_nothing_after() {
     }
     assert!(emergency(&log, EvaluationTerminated { duration: f64::NAN, ..seal() }));
     fs::write(&message, "mine").unwrap();
-    log.lock().unwrap().seal(seal(), None, false);
+    log.lock().unwrap().seal(seal(), later(), false);
     log.lock().unwrap().write(&started(0));
     let text = fs::read_to_string(&file).unwrap();
     assert_eq!(text.lines().count(), 1);
@@ -286,7 +291,7 @@ fn strange_paths_are_refused_and_nothing_hangs() {
         assert_eq!(word(&log, "audit_file"), "unavailable", "{name}");
         assert_eq!(word(&log, "termination_message"), "unavailable", "{name}");
         assert!(log.notes().iter().any(|note| note.contains(name)), "{name}: {:?}", log.notes());
-        log.seal(seal(), None, false);
+        log.seal(seal(), later(), false);
         let error = Log::open(Config { required: true, ..config(&at(name), &at(name)) }).unwrap_err().to_string();
         assert!(error.contains(name) && !error.contains('\n'), "{error}");
     }
@@ -339,7 +344,7 @@ fn what_is_done_to_the_file_during_the_run_is_said() {
         log.write(&started(0));
         log.write(&Body::Detection(detection()));
         attack(&file);
-        log.seal(seal(), None, false);
+        log.seal(seal(), later(), false);
         let message = fs::read_to_string(&message).unwrap();
         schema::check_line(&message);
         assert!(message.contains(what), "{what}: {message}");
@@ -379,7 +384,7 @@ fn the_message_fits_whatever_the_fields_are() {
     fs::write(&message, "x".repeat(10_000)).unwrap();
     let mut log =
         Log::open(Config { job_id: big, key: Some(AuditKey(KEY.into())), ..config(&file, &message) }).unwrap();
-    log.seal(body, None, false);
+    log.seal(body, later(), false);
     let message = fs::read_to_string(&message).unwrap();
     assert!(message.len() <= 4096, "{}", message.len());
     schema::check_line(&message);
@@ -454,7 +459,7 @@ fn child() {
         }
         _ => {}
     }
-    log.seal(seal(), None, false);
+    log.seal(seal(), later(), false);
 }
 
 #[test]
@@ -664,7 +669,7 @@ fn reservation_is_real_and_leaves_the_length_alone() {
         other => assert_eq!(other.word(), "unavailable"),
     }
     // What the seal did not need is given back, and the record says what held.
-    log.seal(seal(), None, false);
+    log.seal(seal(), later(), false);
     let meta = fs::metadata(&file).unwrap();
     assert!(meta.blocks() * 512 < 128 * 1024, "{}", meta.blocks());
     assert_eq!(state(&file), State::Sealed);

@@ -51,6 +51,7 @@ fn prepare(network: Network) -> Confinement {
         settings: &settings(network),
         pid1: false,
         supervisor: i32::try_from(std::process::id()).unwrap(),
+        thread: None,
         terminal: false,
         audit_path: None,
         binary: None,

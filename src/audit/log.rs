@@ -5,13 +5,15 @@
 
 use super::chain::{Chain, ZEROS};
 use super::record::{Body, EvaluationTerminated};
-use super::sinks::{AuditSink, MESSAGE_LIMIT, MessageSink, RESERVE, Written};
+use super::scribe::Scribe;
+use super::sinks::{AuditSink, Done, LATE, MESSAGE_LIMIT, MessageSink, RESERVE, Task, Written};
 use super::stderr::StderrSink;
 use super::time::rfc3339;
-use crate::kernel::{Cause, Outcome, random};
+use crate::kernel::{Cause, Outcome, clock, random};
 use crate::machine::types::Instant;
 use crate::settings::{AuditFile, AuditKey, AuditLevel};
 use nix::errno::Errno;
+use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -42,6 +44,28 @@ pub struct Config {
 
 /// What the termination message gets where the audit file's disk used up the time: it may lie on another one.
 const MESSAGE_PATIENCE: Duration = Duration::from_millis(20);
+/// How long the ladder waits for the disk to take a record; what comes after one that it has not taken waits in memory.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// When a disk that has not answered is looked at again.
+const AGAIN: Duration = Duration::from_millis(20);
+/// How long after the trigger its record is synced, where the run is not over before: the seal's fsync does for both.
+const SOON: Duration = Duration::from_millis(50);
+/// What waits for the disk in memory at the most; the seal is not among it.
+const WAITING: usize = 64;
+/// What a panic's seal waits for the disk.
+const PANIC_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The longest line, without the newlines around it.
+const LINE: usize = RESERVE - 2;
+
+/// The task that the scribe was asked to do.
+#[derive(Debug)]
+enum Asked {
+    /// To write this.
+    Line(Box<Body>, String, String),
+    /// To sync what is written.
+    Sync,
+}
 
 /// No sink that `--audit-required` accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +90,15 @@ impl std::error::Error for OpenError {}
 #[derive(Debug)]
 pub struct Log {
     level: AuditLevel,
-    file: Option<AuditSink>,
+    file: Option<Scribe>,
+    /// What it was asked last and has not answered.
+    asked: Option<Asked>,
+    /// What comes after that, and since when.
+    waiting: VecDeque<(Body, String)>,
+    /// When the file is to be looked after again.
+    due: Option<Instant>,
+    /// The trigger's record is to be synced then.
+    soon: Option<Instant>,
     /// Why the file is not there, or stopped taking records.
     file_cause: Option<Cause>,
     file_chain: Chain,
@@ -113,7 +145,12 @@ impl Log {
                 }
             }
         }
-        if let Some(cause) = file.as_ref().and_then(AuditSink::unreserved) {
+        let file = file.map(|sink| {
+            let (scribe, why) = Scribe::new(sink);
+            notes.extend(why.map(str::to_owned));
+            scribe
+        });
+        if let Some(cause) = file.as_ref().and_then(Scribe::unreserved) {
             notes.push(format!("audit file: no space is reserved for the seal: {cause}"));
         }
         let opened = MessageSink::open(&config.termination_log).and_then(|sink| sink.sync().map(|()| sink));
@@ -152,6 +189,10 @@ impl Log {
             level: config.level,
             file_cause: if file.is_some() { None } else { Some(file_cause) },
             file,
+            asked: None,
+            waiting: VecDeque::new(),
+            due: None,
+            soon: None,
             file_chain,
             stderr,
             stderr_chain: Chain::new(config.job_id, run_id, zeros, config.key),
@@ -167,46 +208,97 @@ impl Log {
 
     /// Records one event, where the level wants it. Does nothing once sealed.
     pub fn write(&mut self, body: &Body) {
-        let (level, durable) = match body {
-            Body::EvaluationTerminated(seal) => return self.seal((**seal).clone(), None, false),
-            Body::EvaluationStarted(_) => (AuditLevel::Basic, true),
-            Body::TerminationRequested(_) => (AuditLevel::Standard, true),
-            Body::Escalated(_) | Body::Detection(_) | Body::SpoofedSignal(_) => (AuditLevel::Standard, false),
-            Body::Activity(_) => (AuditLevel::Comprehensive, false),
+        let level = match body {
+            Body::EvaluationTerminated(seal) => {
+                return self.seal((**seal).clone(), clock::now().plus(PANIC_PATIENCE), false);
+            }
+            Body::EvaluationStarted(_) => AuditLevel::Basic,
+            Body::TerminationRequested(_) | Body::Escalated(_) | Body::Detection(_) | Body::SpoofedSignal(_) => {
+                AuditLevel::Standard
+            }
+            Body::Activity(_) => AuditLevel::Comprehensive,
         };
         if self.sealed || self.level < level {
             return;
         }
         let time = rfc3339(SystemTime::now());
+        if self.asked.is_none() && self.waiting.is_empty() {
+            // Before the workload runs there is nothing to hurry for.
+            let started = matches!(body, Body::EvaluationStarted(_));
+            return self.record(body, time, (!started).then(|| clock::now().plus(PATIENCE)));
+        }
+        if self.waiting.len() < WAITING {
+            self.waiting.push_back((body.clone(), time));
+        } else {
+            self.dropped = self.dropped.saturating_add(1);
+        }
+        self.attend(clock::now());
+    }
+
+    /// Has one record written where it belongs, waiting for the disk until then.
+    fn record(&mut self, body: &Body, time: String, until: Option<Instant>) {
         let file_failed = self.file_cause.is_some();
-        if let Some(sink) = self.file.as_mut().filter(|_| !file_failed) {
-            let Some(line) = fitting(&self.file_chain, body, &time) else {
-                self.dropped = self.dropped.saturating_add(1);
-                return;
-            };
-            match sink.append(&line, false) {
-                Written::Yes => {
-                    self.file_chain.advance(&line);
-                    // Before the workload runs there is nothing to hurry for; later the ladder does not wait for a disk.
-                    let started = matches!(body, Body::EvaluationStarted(_));
-                    let synced = durable.then(|| if started { sink.sync() } else { sink.sync_soon() });
-                    if let Some(Err(cause)) = synced {
-                        self.trouble(format!("audit file: {cause}"));
+        let Some(scribe) = self.file.as_mut().filter(|_| !file_failed) else { return self.divert(body, &time) };
+        let Some(line) = fitting(&self.file_chain, body, &time) else {
+            self.dropped = self.dropped.saturating_add(1);
+            return;
+        };
+        // The first one is what remains when nothing else does.
+        let must = matches!(body, Body::EvaluationStarted(_));
+        let done = scribe.ask(Task::Append { line: line.clone(), must }, until);
+        self.asked = Some(Asked::Line(Box::new(body.clone()), time, line));
+        self.heard(done);
+    }
+
+    /// What the scribe answered to what it was asked, if it did.
+    fn heard(&mut self, done: Option<Done>) {
+        let Some(done) = done else {
+            self.due = Some(clock::now().plus(AGAIN));
+            return;
+        };
+        match (self.asked.take(), done.written) {
+            (Some(Asked::Line(body, _, line)), Written::Yes) => {
+                self.file_chain.advance(&line);
+                match *body {
+                    Body::EvaluationStarted(_) => self.sync_now(None),
+                    Body::TerminationRequested(_) if self.file.as_ref().is_some_and(Scribe::is_here) => {
+                        self.sync_now(None)
                     }
-                    return;
-                }
-                Written::NoSpace => {
-                    // What is free is the seal's; the chain goes on as if this record had not been.
-                    self.dropped = self.dropped.saturating_add(1);
-                    return;
-                }
-                Written::Failed(cause) => {
-                    self.file_cause = Some(cause);
-                    self.trouble(format!("audit file: {cause}; the audit goes to stderr"));
+                    Body::TerminationRequested(_) => {
+                        self.soon.get_or_insert_with(|| clock::now().plus(SOON));
+                    }
+                    _ => {}
                 }
             }
+            (Some(Asked::Line(body, time, _)), Written::NoSpace) => {
+                // What is free is the seal's; the chain goes on as if this record had not been.
+                if matches!(*body, Body::EvaluationStarted(_)) {
+                    self.divert(&body, &time);
+                } else {
+                    self.dropped = self.dropped.saturating_add(1);
+                }
+            }
+            (Some(Asked::Line(body, time, _)), Written::Failed(cause)) => {
+                self.file_cause = Some(cause);
+                self.trouble(format!("audit file: {cause}; the audit goes to stderr"));
+                self.divert(&body, &time);
+            }
+            (Some(Asked::Sync), Written::Failed(cause)) => self.trouble(format!("audit file: {cause}")),
+            (Some(Asked::Sync) | None, _) => {}
         }
-        match fitting(&self.stderr_chain, body, &time) {
+    }
+
+    fn sync_now(&mut self, until: Option<Instant>) {
+        self.soon = None;
+        if let Some(scribe) = &mut self.file {
+            let done = scribe.ask(Task::Sync, until);
+            self.asked = Some(Asked::Sync);
+            self.heard(done);
+        }
+    }
+
+    fn divert(&mut self, body: &Body, time: &str) {
+        match fitting(&self.stderr_chain, body, time) {
             Some(line) => {
                 if self.write_stderr(&line).is_err() {
                     self.dropped = self.dropped.saturating_add(1);
@@ -216,18 +308,41 @@ impl Log {
         }
     }
 
-    /// When `sync` has to be called, if it has.
+    /// When `attend` has to be called, if it has.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        self.file.as_ref().filter(|_| !self.sealed).and_then(AuditSink::due)
+        let again = self.due.filter(|_| self.asked.is_some() || !self.waiting.is_empty());
+        again.into_iter().chain(self.soon).min().filter(|_| !self.sealed)
     }
 
-    /// Starts the fsync of the trigger's record, when it is due.
-    pub fn sync(&mut self, now: Instant) {
-        if self.due().is_some_and(|due| now >= due)
-            && let Some(Err(cause)) = self.file.as_mut().map(AuditSink::sync_beside)
-        {
-            self.trouble(format!("audit file: {cause}"));
+    /// Goes on with what the disk had not taken, and starts the fsync of the trigger's record when that is due. Waits for nothing.
+    pub fn attend(&mut self, now: Instant) {
+        if self.sealed {
+            return;
+        }
+        self.go_on(now);
+        if self.asked.is_none() && self.soon.is_some_and(|soon| now >= soon) {
+            self.sync_now(Some(now));
+        }
+        // Not at once again.
+        self.due = Some(now.plus(AGAIN));
+        if self.asked.is_some() {
+            self.soon = self.soon.map(|soon| soon.max(now.plus(AGAIN)));
+        }
+    }
+
+    /// Hears the scribe, and has written what waits, until it does not answer by then.
+    fn go_on(&mut self, until: Instant) {
+        loop {
+            if self.asked.is_some() {
+                let done = self.file.as_mut().and_then(|scribe| scribe.wait(Some(until)));
+                self.heard(done);
+                if self.asked.is_some() {
+                    return;
+                }
+            }
+            let Some((body, time)) = self.waiting.pop_front() else { return };
+            self.record(&body, time, Some(until));
         }
     }
 
@@ -235,58 +350,27 @@ impl Log {
     ///
     /// It goes to the audit file, also where an earlier write failed (a limit may have been lifted since), and to stderr
     /// where there is no file, or the file does not take it, failed before, or is no longer what it was. `until` is when the
-    /// disk is no longer waited for; `alone` says that nobody of the workload is left, so that there may be a second thread of ours.
-    pub fn seal(&mut self, mut body: EvaluationTerminated, until: Option<Instant>, alone: bool) {
+    /// disk is no longer waited for; `alone` says that nobody of the workload is left, so that there may be another thread of ours.
+    pub fn seal(&mut self, mut body: EvaluationTerminated, until: Instant, alone: bool) {
         if self.sealed {
             return;
         }
         self.sealed = true;
         let time = rfc3339(SystemTime::now());
+        self.go_on(until);
+        if self.asked.is_some() {
+            self.late();
+        }
         if self.dropped > 0 {
             let dropped = format!("audit: {} records were dropped: no space, or nobody read stderr", self.dropped);
             self.troubles.push(dropped);
         }
-        if let Some(sink) = &mut self.file {
-            sink.look(true);
-        }
+        let _ = self.have_done(Task::Look, until);
         self.repeat_troubles(&mut body);
-        let (mut safe, mut synced) = (false, false);
-        let limit = RESERVE.saturating_sub(2); // The newlines around it.
-        if let Some(sink) = &mut self.file {
-            // Where even the reserved room was taken away, a page may still be free.
-            for limit in [limit, MESSAGE_LIMIT] {
-                let Ok(line) = self.file_chain.render_seal(&body, &time, limit) else { break };
-                let cause = match sink.append(&line, true) {
-                    Written::Yes => {
-                        safe = self.file_cause.is_none() && sink.disturbed().is_none();
-                        synced = true;
-                        match sink.sync_until(until, alone) {
-                            Ok(()) => sink.release(),
-                            Err(cause) => {
-                                // Whoever does not answer an fsync is asked nothing more.
-                                safe = false;
-                                self.troubles.push(format!("audit file: {cause}"));
-                            }
-                        }
-                        break;
-                    }
-                    Written::NoSpace => Cause::refused("write", Errno::ENOSPC),
-                    Written::Failed(cause) => cause,
-                };
-                self.file_cause = Some(cause);
-                self.troubles.push(format!("audit file: the seal: {cause}"));
-            }
-            // What was written before it is the file's all the same.
-            if !synced && let Err(cause) = sink.sync_until(until, alone) {
-                self.troubles.push(format!("audit file: {cause}"));
-            }
-            if let Some(what) = sink.disturbed() {
-                self.troubles.push(what.to_owned());
-            }
-        }
+        let safe = self.seal_file(&body, &time, until);
         self.repeat_troubles(&mut body);
         if !safe
-            && let Ok(line) = self.stderr_chain.render_seal(&body, &time, limit)
+            && let Ok(line) = self.stderr_chain.render_seal(&body, &time, LINE)
             && let Err(cause) = self.stderr.write(&line, true)
         {
             self.trouble(format!("audit: {cause}")); // The termination message is still to come, and says so.
@@ -295,8 +379,9 @@ impl Log {
         if let Some(message) = &self.message {
             // The very line that was sealed, where it fits: nothing follows a seal, so neither chain goes on.
             let chain = if safe { &self.file_chain } else { &self.stderr_chain };
+            let until = until.max(clock::now().plus(MESSAGE_PATIENCE));
             if let Ok(line) = chain.render_seal(&body, &time, MESSAGE_LIMIT)
-                && let Err(cause) = message.replace(&line, until.map(|until| until.plus(MESSAGE_PATIENCE)), alone)
+                && let Err(cause) = message.replace(line, until, alone)
             {
                 self.message_cause = Some(cause);
                 self.troubles.push(format!("termination log: {cause}"));
@@ -304,11 +389,77 @@ impl Log {
         }
     }
 
+    /// The seal, synced, into the file; whether it is safe there.
+    fn seal_file(&mut self, body: &EvaluationTerminated, time: &str, until: Instant) -> bool {
+        let (mut safe, mut synced) = (false, false);
+        // Where even the reserved room was taken away, a page may still be free.
+        for limit in [LINE, MESSAGE_LIMIT] {
+            let Ok(line) = self.file_chain.render_seal(body, time, limit) else { break };
+            let Some(done) = self.have_done(Task::Append { line, must: true }, until) else { return false };
+            let cause = match done.written {
+                Written::Yes => {
+                    safe = self.file_cause.is_none() && done.disturbed.is_none();
+                    synced = true;
+                    match self.have_done(Task::Sync, until).map(|done| done.written) {
+                        // Late, which was said.
+                        None => return false,
+                        Some(Written::Failed(cause)) => {
+                            safe = false;
+                            self.troubles.push(format!("audit file: {cause}"));
+                        }
+                        Some(Written::Yes | Written::NoSpace) => {
+                            let _ = self.have_done(Task::Release, until);
+                        }
+                    }
+                    break;
+                }
+                Written::NoSpace => Cause::refused("write", Errno::ENOSPC),
+                Written::Failed(cause) => cause,
+            };
+            self.file_cause = Some(cause);
+            self.troubles.push(format!("audit file: the seal: {cause}"));
+        }
+        // What was written before it is the file's all the same.
+        if !synced && let Some(Done { written: Written::Failed(cause), .. }) = self.have_done(Task::Sync, until) {
+            self.troubles.push(format!("audit file: {cause}"));
+        }
+        if let Some(what) = self.file.as_ref().and_then(Scribe::disturbed) {
+            self.troubles.push(what.to_owned());
+        }
+        safe
+    }
+
+    /// At the end: one task and its answer. Who has not answered once is asked nothing more.
+    fn have_done(&mut self, task: Task, until: Instant) -> Option<Done> {
+        let released = matches!(task, Task::Release);
+        let scribe = self.file.as_mut().filter(|scribe| !scribe.is_busy())?;
+        let done = scribe.ask(task, Some(until));
+        // By then it is sealed, and the rest is nobody's concern.
+        if done.is_none() && !released {
+            self.late();
+        }
+        done
+    }
+
+    /// The disk was given up: what waits for it goes to stderr, as the seal will.
+    fn late(&mut self) {
+        let cause = Cause::because(LATE);
+        self.file_cause = Some(cause);
+        self.troubles.push(format!("audit file: {cause}"));
+        // Whether the one that it was at is in the file, nobody knows.
+        if let Some(Asked::Line(body, time, _)) = self.asked.take() {
+            self.divert(&body, &time);
+        }
+        for (body, time) in std::mem::take(&mut self.waiting) {
+            self.divert(&body, &time);
+        }
+    }
+
     /// What the sinks said when they were opened, and since.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self.notes.iter().chain(&self.troubles).cloned().collect();
-        if let Some(what) = self.file.as_ref().and_then(AuditSink::disturbed).filter(|_| !self.sealed) {
+        if let Some(what) = self.file.as_ref().and_then(Scribe::disturbed).filter(|_| !self.sealed) {
             notes.push(what.to_owned());
         }
         notes
@@ -324,7 +475,7 @@ impl Log {
                 sink.disturbed().map_or(Outcome::Enforced, |what| Outcome::Degraded(Cause::because(what)))
             }
         };
-        let reserved = match self.file.as_ref().map(AuditSink::unreserved) {
+        let reserved = match self.file.as_ref().map(Scribe::unreserved) {
             None => Outcome::Unavailable(Cause::because("no audit file")),
             Some(None) => Outcome::Enforced,
             Some(Some(cause)) => Outcome::Unavailable(cause),
@@ -343,16 +494,22 @@ impl Log {
         ]
     }
 
+    /// The number of the thread that writes to the file, where there is one.
+    #[must_use]
+    pub fn thread(&self) -> Option<i32> {
+        self.file.as_ref().and_then(Scribe::thread)
+    }
+
     /// Where the audit file is, if one is open.
     #[must_use]
     pub fn audit_path(&self) -> Option<&Path> {
-        self.file.as_ref().map(AuditSink::path)
+        self.file.as_ref().map(Scribe::path)
     }
 
     /// The descriptors that the sinks hold: all from 3 up and close-on-exec.
     #[must_use]
     pub fn fds(&self) -> Vec<RawFd> {
-        let file = self.file.as_ref().map(AuditSink::fd);
+        let file = self.file.as_ref().map(Scribe::fd);
         let message = self.message.as_ref().map(MessageSink::fd);
         [file, message, self.stderr.fd()].into_iter().flatten().collect()
     }
@@ -398,7 +555,7 @@ pub fn emergency(log: &Mutex<Log>, body: EvaluationTerminated) -> bool {
         Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         Err(TryLockError::WouldBlock) => return false,
     };
-    log.seal(body, None, false);
+    log.seal(body, clock::now().plus(PANIC_PATIENCE), false);
     true
 }
 

@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod log;
 pub mod record;
+pub mod scribe;
 pub mod sinks;
 pub mod stderr;
 pub mod time;

@@ -5,9 +5,8 @@
 //! in its last component; a record that is not the seal never uses up the space reserved for the seal.
 
 use crate::kernel::Cause;
-use crate::kernel::clock;
+use crate::kernel::errand::Errand;
 use crate::kernel::files;
-use crate::kernel::flush::Flush;
 use crate::kernel::outcome::OFF;
 use crate::machine::types::Instant;
 use crate::switches::without;
@@ -18,7 +17,6 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// What is kept free on the disk for the seal; also the longest line that is written.
 pub const RESERVE: usize = 128 * 1024;
@@ -87,48 +85,40 @@ pub struct AuditSink {
     mode: u32,
     /// Somebody else changed the file.
     disturbed: Option<&'static str>,
-    /// The fsyncs that the ladder did not wait for.
-    flushing: Option<Flush>,
-    /// When one more is to follow.
-    soon: Option<Instant>,
+    /// It is in memory, where fsync does nothing and nothing hangs.
+    in_memory: bool,
 }
 
-/// As long as a disk may take where nobody waits outside.
-const FOR_EVER: Duration = Duration::from_secs(3600);
-/// How long after the trigger its record is synced, where the run is not over before.
-const SOON: Duration = Duration::from_millis(50);
 /// A disk that does not answer.
-pub const LATE: &str = "fsync did not come back in time";
+pub const LATE: &str = "its disk did not answer in time";
 
-fn answered(answer: Option<Result<(), Cause>>) -> Result<(), Cause> {
-    answer.unwrap_or(Err(Cause::because(LATE)))
+/// What can be asked of the audit file.
+#[derive(Debug)]
+pub enum Task {
+    /// One more line.
+    Append {
+        /// Without its newline.
+        line: String,
+        /// It may use what is reserved for the seal.
+        must: bool,
+    },
+    /// Whether somebody else touched the file, or what is at its path; its mode is put right.
+    Look,
+    /// fsync(2).
+    Sync,
+    /// Nothing more is written: what was reserved is given back.
+    Release,
 }
 
-/// Whether it is in memory, where fsync does nothing and cannot hang.
-fn in_memory(file: &File) -> bool {
-    files::file_system(file.as_fd()) == libc::TMPFS_MAGIC
-}
-
-/// Starts one that the kernel does by itself, besides those that are on their way.
-fn in_kernel(file: &File, flush: &mut Option<Flush>) -> Result<(), Cause> {
-    let new = flush.take().map_or_else(Flush::in_kernel, Ok)?;
-    flush.insert(new).submit(file.as_fd())
-}
-
-/// `fsync(2)` here, or, with `until`, beside us and given up then. By a thread only where nobody of the workload is left; where
-/// somebody is, and the kernel does not do it by itself, not at all: it could make us wait by using up what that takes.
-fn sync_until(file: &File, flush: &mut Option<Flush>, until: Option<Instant>, alone: bool) -> Result<(), Cause> {
-    let here = || file.sync_all().map_err(refused("fsync"));
-    let Some(until) = until.filter(|_| !in_memory(file)) else { return here() };
-    if alone && let Some(mut thread) = Flush::in_thread(file.as_fd()) {
-        return answered(thread.wait(until));
-    }
-    match in_kernel(file, flush) {
-        // No thread to be had either (pids limit, no memory): without a deadline.
-        Err(_) if alone => return here(),
-        started => started?,
-    }
-    answered(flush.as_mut().and_then(|flush| flush.wait(until)))
+/// What became of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Done {
+    /// The task itself.
+    pub written: Written,
+    /// What somebody else did to the file.
+    pub disturbed: Option<&'static str>,
+    /// Why no room is promised.
+    pub unreserved: Option<Cause>,
 }
 
 impl AuditSink {
@@ -144,20 +134,11 @@ impl AuditSink {
         })?;
         let meta = file.metadata().map_err(refused("fstat"))?;
         let (end, mode) = (meta.len(), meta.mode());
+        let in_memory = files::file_system(file.as_fd()) == libc::TMPFS_MAGIC;
         let (last, torn) = last_line(&file, end).map_err(refused("read"))?;
         let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mut sink = Self {
-            file,
-            path: resolved,
-            end,
-            reserved: end,
-            unreserved: None,
-            torn,
-            mode,
-            disturbed: None,
-            flushing: None,
-            soon: None,
-        };
+        let mut sink =
+            Self { file, path: resolved, end, reserved: end, unreserved: None, torn, mode, disturbed: None, in_memory };
         // Refused for want of room: the file is still there for whatever fits.
         if sink.reserve(0).is_err() {
             sink.unreserved = Some(Cause::refused("fallocate", Errno::ENOSPC));
@@ -177,16 +158,16 @@ impl AuditSink {
         self.unreserved
     }
 
-    /// What somebody else did to the file.
-    #[must_use]
-    pub const fn disturbed(&self) -> Option<&'static str> {
-        self.disturbed
-    }
-
     /// Its descriptor.
     #[must_use]
     pub fn fd(&self) -> i32 {
         self.file.as_raw_fd()
+    }
+
+    /// Whether it is in memory.
+    #[must_use]
+    pub const fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// `fsync(2)`.
@@ -197,52 +178,21 @@ impl AuditSink {
         self.file.sync_all().map_err(refused("fsync"))
     }
 
-    /// `fsync(2)` of what is written now, soon and waited for by nobody: the kill must not come late because a disk is slow. Not at once:
-    /// where the run is over before, the seal's does for both, and exit(2) has not the kernel's own to wait for (`flush`).
-    ///
-    /// # Errors
-    /// What was refused, where nothing has to be waited for.
-    pub fn sync_soon(&mut self) -> Result<(), Cause> {
-        if without("beside") || in_memory(&self.file) {
-            return self.sync();
-        }
-        self.soon.get_or_insert_with(|| clock::now().plus(SOON));
-        Ok(())
-    }
-
-    /// When the one that was to be soon is to be started.
-    #[must_use]
-    pub const fn due(&self) -> Option<Instant> {
-        self.soon
-    }
-
-    /// Starts it. Where it cannot be had without a thread it is left to the seal's: the workload is alive, and a thread is a name for us
-    /// that the filter does not know.
-    ///
-    /// # Errors
-    /// Why it is left to the seal's.
-    pub fn sync_beside(&mut self) -> Result<(), Cause> {
-        self.soon = None;
-        if without("flush_thread") {
-            self.flushing = Flush::in_thread(self.file.as_fd());
-            return Ok(());
-        }
-        in_kernel(&self.file, &mut self.flushing)
-    }
-
-    /// `fsync(2)`, the last one. With `until` it is given up then. `alone` where nobody of the workload is left.
-    ///
-    /// # Errors
-    /// What was refused, now or of the one before; `LATE` where the disk did not answer.
-    pub fn sync_until(&mut self, until: Option<Instant>, alone: bool) -> Result<(), Cause> {
-        self.soon = None;
-        // Without an outside clock it may take as long as the one that follows, for the same disk.
-        let patience = until.unwrap_or_else(|| clock::now().plus(FOR_EVER));
-        let before = self.flushing.as_mut().map_or(Ok(()), |flush| answered(flush.wait(patience)));
-        if before == Err(Cause::because(LATE)) {
-            return before;
-        }
-        before.and(sync_until(&self.file, &mut self.flushing, until, alone))
+    /// Does one task.
+    pub fn perform(&mut self, task: Task) -> Done {
+        let written = match task {
+            Task::Append { line, must } => self.append(&line, must),
+            Task::Look => {
+                self.look(true);
+                Written::Yes
+            }
+            Task::Sync => self.sync().map_or_else(Written::Failed, |()| Written::Yes),
+            Task::Release => {
+                self.release();
+                Written::Yes
+            }
+        };
+        Done { written, disturbed: self.disturbed, unreserved: self.unreserved }
     }
 
     /// Room for `length` bytes and the seal after them; FALLOC_FL_KEEP_SIZE leaves the file's length alone
@@ -280,7 +230,7 @@ impl AuditSink {
 
     /// Did somebody else touch the file, or take it away?
     /// The path is only looked up for the seal: a descriptor's fstat(2) asks no directory.
-    pub fn look(&mut self, path_too: bool) {
+    fn look(&mut self, path_too: bool) {
         let Ok(meta) = self.file.metadata() else { return };
         let here = path_too.then(|| std::fs::symlink_metadata(&self.path));
         let same = here.is_none_or(|here| here.is_ok_and(|here| (here.dev(), here.ino()) == (meta.dev(), meta.ino())));
@@ -315,8 +265,8 @@ impl AuditSink {
 
     /// Appends one line with its newline, in one `write(2)` where the kernel takes it whole; else it is completed, or
     /// taken back.
-    pub fn append(&mut self, line: &str, seal: bool) -> Written {
-        self.look(seal);
+    fn append(&mut self, line: &str, must: bool) -> Written {
+        self.look(false);
         let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
         if self.torn {
             bytes.push(b'\n');
@@ -324,7 +274,7 @@ impl AuditSink {
         bytes.extend_from_slice(line.as_bytes());
         bytes.push(b'\n');
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        if !seal && self.reserve(length).is_err() {
+        if !must && self.reserve(length).is_err() {
             return Written::NoSpace;
         }
         // write_all goes on after EINTR and after a short write.
@@ -406,6 +356,7 @@ fn last_line(file: &File, end: u64) -> io::Result<(Option<String>, bool)> {
 #[derive(Debug)]
 pub struct MessageSink {
     file: File,
+    in_memory: bool,
 }
 
 impl MessageSink {
@@ -414,7 +365,9 @@ impl MessageSink {
     /// # Errors
     /// What was refused; ENOENT is the ordinary case outside Kubernetes.
     pub fn open(path: &Path) -> Result<Self, Cause> {
-        Ok(Self { file: open_regular(OpenOptions::new().write(true), path)? })
+        let file = open_regular(OpenOptions::new().write(true), path)?;
+        let in_memory = files::file_system(file.as_fd()) == libc::TMPFS_MAGIC;
+        Ok(Self { file, in_memory })
     }
 
     /// `fsync(2)`.
@@ -431,17 +384,36 @@ impl MessageSink {
         self.file.as_raw_fd()
     }
 
-    /// Replaces whatever is in it; with `until` its fsync is given up then. `alone` where nobody of the workload is left.
+    /// Replaces whatever is in it: the workload may have made it large and in pieces, so that already emptying it takes longer than
+    /// there is time. `alone` where nobody of the workload is left, so that there may be a thread for it; else it is not synced.
     ///
     /// # Errors
-    /// What was refused.
-    pub fn replace(&self, message: &str, until: Option<Instant>, alone: bool) -> Result<(), Cause> {
+    /// What was refused; `LATE`.
+    pub fn replace(&self, message: String, until: Instant, alone: bool) -> Result<(), Cause> {
+        /// What is emptied in no time.
+        const SMALL: u64 = 1 << 20;
         if without("message") {
             return Err(Cause::because(OFF));
         }
-        self.file.set_len(0).map_err(refused("ftruncate"))?;
-        self.file.write_all_at(message.as_bytes(), 0).map_err(refused("pwrite"))?;
-        sync_until(&self.file, &mut None, until, alone)
+        let write = |file: &File, message: &str| {
+            file.set_len(0).map_err(refused("ftruncate"))?;
+            file.write_all_at(message.as_bytes(), 0).map_err(refused("pwrite"))
+        };
+        if self.in_memory && self.file.metadata().is_ok_and(|meta| meta.blocks().saturating_mul(512) <= SMALL) {
+            return write(&self.file, &message);
+        }
+        if !alone {
+            return write(&self.file, &message)
+                .and(Err(Cause::because("not synced: somebody of the workload is left")));
+        }
+        let file = self.file.try_clone().map_err(refused("dup"))?;
+        let line = message.clone();
+        let work = move || write(&file, &line).and_then(|()| file.sync_all().map_err(refused("fsync")));
+        match Errand::send(work) {
+            Some(errand) => errand.wait(until).unwrap_or(Err(Cause::because(LATE))),
+            // No thread to be had: without a deadline.
+            None => write(&self.file, &message).and_then(|()| self.sync()),
+        }
     }
 }
 

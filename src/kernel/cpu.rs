@@ -54,13 +54,13 @@ impl Share {
     }
 }
 
-/// Binds this process to `set` (sched_setaffinity(2)); async-signal-safe.
+/// Binds a thread, 0 for this one, to `set` (sched_setaffinity(2)); async-signal-safe.
 ///
 /// # Errors
 /// The errno of `sched_setaffinity(2)`.
-pub fn bind(set: &libc::cpu_set_t) -> Result<(), Errno> {
+pub fn bind(thread: i32, set: &libc::cpu_set_t) -> Result<(), Errno> {
     // SAFETY: reads one cpu_set_t of the size given.
-    Errno::result(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set) }).map(drop)
+    Errno::result(unsafe { libc::sched_setaffinity(thread, size_of::<libc::cpu_set_t>(), set) }).map(drop)
 }
 
 /// Lowers this process's priority to the lowest there is, 19 (setpriority(2)); async-signal-safe.

@@ -29,6 +29,8 @@ const X32: u32 = 0x4000_0000;
 pub struct Wanted {
     /// The pid nobody may touch.
     pub supervisor: i32,
+    /// The number of its other thread, by which it can be reached as well.
+    pub thread: Option<i32>,
     /// Its process group; 0 where the group's leader is outside this PID namespace.
     pub group: i32,
     /// Whether it is PID 1: `kill(-1)` passes over it then (kill(2)).
@@ -46,8 +48,10 @@ pub struct Wanted {
 enum Test {
     Is(u32, u32),
     Not(u32, u32),
+    /// One of the supervisor's numbers.
+    Me(u32),
 }
-use Test::{Is, Not};
+use Test::{Is, Me, Not};
 
 /// The program, ready for the child.
 #[derive(Debug)]
@@ -67,10 +71,12 @@ impl Filter {
             op(JUMP_ABOVE, 0, 1, X32),
             refuse(Errno::ENOSYS),
         ];
+        let numbers: Vec<u32> =
+            [Some(wanted.supervisor), wanted.thread].into_iter().flatten().map(i32::cast_unsigned).collect();
         let mut blocks = Vec::new();
         rules(wanted, &mut |number, errno, clauses| {
             if let Ok(number) = u32::try_from(number) {
-                blocks.push((number, block(errno, clauses)));
+                blocks.push((number, block(errno, clauses, &numbers)));
             }
         });
         blocks.sort_unstable_by_key(|&(number, _)| number);
@@ -127,15 +133,20 @@ fn search(rules: &[(u32, Vec<libc::sock_filter>)], program: &mut Vec<libc::sock_
     search(above, program);
 }
 
-/// Refused where every test of one clause holds; a clause without tests always does.
-fn block(errno: Errno, clauses: &[&[Test]]) -> Vec<libc::sock_filter> {
+/// Refused where every test of one clause holds; a clause without tests always does. One that speaks of the supervisor is tried for
+/// each of its `numbers`.
+fn block(errno: Errno, clauses: &[&[Test]], numbers: &[u32]) -> Vec<libc::sock_filter> {
     let mut out = Vec::new();
-    for clause in clauses {
+    let times = |clause: &[Test]| if clause.iter().any(|test| matches!(test, Me(_))) { numbers.len() } else { 1 };
+    for (clause, number) in
+        clauses.iter().flat_map(|clause| numbers.iter().take(times(clause)).map(move |number| (clause, *number)))
+    {
         for (i, test) in clause.iter().enumerate() {
             // To the next clause: over the tests that remain (two instructions each) and this clause's return.
             let away = u8::try_from((clause.len() - i - 1) * 2 + 1).unwrap_or(u8::MAX);
             let (arg, value, jt, jf) = match *test {
                 Is(arg, value) => (arg, value, 0, away),
+                Me(arg) => (arg, number, 0, away),
                 Not(arg, value) => (arg, value, away, 0),
             };
             out.push(op(LOAD, 0, 0, AT_ARGS + 8 * arg));
@@ -153,13 +164,12 @@ type Emit<'a> = dyn FnMut(libc::c_long, Errno, &[&[Test]]) + 'a;
 /// The table. A call appears once.
 fn rules(w: &Wanted, rule: &mut Emit<'_>) {
     const EVERY: &[&[Test]] = &[&[]];
-    let me = w.supervisor.cast_unsigned();
     // A group of 0 is one we cannot name; "-0" would be the caller's own group.
     let known = w.group > 0;
     let group = w.group.cast_unsigned();
     let minus_group = w.group.wrapping_neg().cast_unsigned();
-    let first = &[Is(0, me)][..];
-    let second = &[Is(1, me)][..];
+    let first = &[Me(0)][..];
+    let second = &[Me(1)][..];
 
     for number in [
         libc::SYS_prlimit64,
@@ -181,14 +191,14 @@ fn rules(w: &Wanted, rule: &mut Emit<'_>) {
     }
     // setpriority(2) counts which from 0, ioprio_set(2) from 1. "User" always reaches the supervisor, of the same UID.
     for (number, base) in [(libc::SYS_setpriority, 0), (libc::SYS_ioprio_set, 1)] {
-        let process = &[Is(0, base), Is(1, me)][..];
+        let process = &[Is(0, base), Me(1)][..];
         let user = &[Is(0, base + 2)][..];
         let by_group = &[Is(0, base + 1), Is(1, group)][..];
         let clauses = [process, user, by_group];
         rule(number, Errno::EPERM, clauses.get(..if known { 3 } else { 2 }).unwrap_or(&clauses));
     }
     // PTRACE_ATTACH and PTRACE_SEIZE.
-    rule(libc::SYS_ptrace, Errno::EPERM, &[&[Is(0, 16), Is(1, me)], &[Is(0, 0x4206), Is(1, me)]]);
+    rule(libc::SYS_ptrace, Errno::EPERM, &[&[Is(0, 16), Me(1)], &[Is(0, 0x4206), Me(1)]]);
     if known {
         // Into the supervisor's group, which one that shares its terminal could: "my own group" would be the supervisor's.
         rule(libc::SYS_setpgid, Errno::EPERM, &[&[Is(1, group)]]);
@@ -205,7 +215,7 @@ fn rules(w: &Wanted, rule: &mut Emit<'_>) {
     }
     rule(libc::SYS_kill, Errno::EPERM, &kill);
     rule(libc::SYS_pidfd_getfd, Errno::EPERM, EVERY);
-    let own = [Is(1, 8), Is(2, me)]; // F_SETOWN
+    let own = [Is(1, 8), Me(2)]; // F_SETOWN
     let own_group = [Is(1, 8), Is(2, minus_group)];
     let own_ex = [Is(1, 15)]; // F_SETOWN_EX: its target is behind a pointer
     let mut fcntl = vec![&own[..]];
@@ -233,8 +243,15 @@ fn rules(w: &Wanted, rule: &mut Emit<'_>) {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted =
-        Wanted { supervisor: 77, group: 70, pid1: false, scoped: true, reserved_cpu: false, network_deny: false };
+    const WANTED: Wanted = Wanted {
+        supervisor: 77,
+        thread: None,
+        group: 70,
+        pid1: false,
+        scoped: true,
+        reserved_cpu: false,
+        network_deny: false,
+    };
     const PASS: u32 = ALLOW;
 
     /// Runs the program as the kernel would.

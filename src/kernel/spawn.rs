@@ -225,8 +225,8 @@ pub fn spawn(command: &Command, prepare: &dyn Prepare, output: Option<(RawFd, Ra
     let mut shell_argv = pointers(&command.shell_argv);
     let envp = pointers(&command.envp);
     let old = signals::old_mask();
-    // SAFETY: gracekeeper has one thread at this point, and the child calls only async-signal-safe functions on memory
-    // made above.
+    // SAFETY: the child calls only async-signal-safe functions on memory made above; the audit file's thread, which is not in it, has
+    // nothing there that it needs.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => {
             drop((write, held));

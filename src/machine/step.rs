@@ -210,6 +210,12 @@ impl Machine {
         self.trigger
     }
 
+    /// What a disk may take at the end where no outside clock runs: one that began now would leave as much (section 4).
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.limits.grace.saturating_mul(9) / 10
+    }
+
     /// The plan in force.
     #[must_use]
     pub const fn plan(&self) -> Option<Plan> {

@@ -73,8 +73,9 @@ impl Supervisor {
                     self.facts.output(relay.close(clock::now()));
                 }
                 let record = self.facts.seal(&self.machine, self.scrub.as_ref(), &self.targets, &self.shared);
-                // Where an outside clock runs, a disk that hangs is given up in time for the message and the exit.
+                // A disk that hangs is given up in time for the message and the exit; where no outside clock runs, as if one had just begun to.
                 let until = self.machine.plan().and_then(|plan| plan.sealed);
+                let until = until.unwrap_or_else(|| clock::now().plus(self.machine.patience()));
                 self.shared.log().seal(record, until, self.machine.drained());
                 if self.terminal && !without("foreground") {
                     // The shell that started us finds its terminal as it left it.

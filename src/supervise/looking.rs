@@ -45,36 +45,33 @@ impl Supervisor {
 
     /// When the loop has something to look at besides the machine's deadlines.
     pub(super) fn tick(&self) -> Option<Instant> {
-        match self.machine.state() {
+        let due = match self.machine.state() {
             State::Launching | State::Running => self.watch.due(),
             State::Terminating(_) => {
                 let frozen = (!self.frozen.is_empty()).then_some(self.refreeze);
-                self.watch.due().into_iter().chain(frozen).chain(self.shared.log().due()).min()
+                self.watch.due().into_iter().chain(frozen).min()
             }
-            State::Draining { .. } => self.shared.log().due(),
-            State::Scrubbing { .. } => {
-                self.scrub.as_ref().and_then(Job::due).into_iter().chain(self.shared.log().due()).min()
-            }
-            State::Sealing | State::Done(_) => None,
-        }
+            State::Draining { .. } => None,
+            State::Scrubbing { .. } => self.scrub.as_ref().and_then(Job::due),
+            State::Sealing | State::Done(_) => return None,
+        };
+        due.into_iter().chain(self.shared.log().due()).min()
     }
 
     pub(super) fn sample(&mut self) {
+        let now = clock::now();
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| now >= due);
+        if is_due(self.shared.log().due()) {
+            self.shared.log().attend(now);
+        }
         match self.machine.state() {
-            State::Launching | State::Running => {
+            State::Launching | State::Running if is_due(self.watch.due()) => {
                 let alive = self.watch.before(&mut self.shared.everything());
                 self.facts.peak(alive);
             }
-            State::Terminating(_) => {
-                self.shared.log().sync(clock::now());
-                self.watch_the_grace();
-            }
-            State::Draining { .. } => self.shared.log().sync(clock::now()),
-            State::Scrubbing { .. } => {
-                self.shared.log().sync(clock::now());
-                self.scrub.iter_mut().for_each(Job::nudge);
-            }
-            State::Sealing | State::Done(_) => {}
+            State::Terminating(_) => self.watch_the_grace(),
+            State::Scrubbing { .. } => self.scrub.iter_mut().for_each(Job::nudge),
+            State::Launching | State::Running | State::Draining { .. } | State::Sealing | State::Done(_) => {}
         }
     }
 

@@ -84,6 +84,7 @@ fn examine(settings: &Settings) -> Result<Report, String> {
         settings,
         pid1,
         supervisor: nix::unistd::getpid().as_raw(),
+        thread: None,
         terminal: false,
         audit_path: audit.as_ref().map(|(sink, _)| sink.path()),
         binary: binary.as_deref(),

@@ -57,7 +57,7 @@ fn descriptors(s: i32) -> Tried {
     last
 }
 
-/// The same by the number of a second thread, which limits and the like do as well: as soon as there is one.
+/// The same by the number of a second thread, which limits and the like do as well: where there is one.
 fn by_thread(name: &str, s: i32) -> Tried {
     // SAFETY: SIG_IGN installs no handler.
     unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };

@@ -266,7 +266,7 @@ fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
         "own_tree",
         "memory_first",
         "environment",
-        "flush_thread",
+        "own_thread",
         "own_timer",
     ];
     list.iter().flat_map(|item| item.split(',')).filter(|name| !NOT.contains(name) && !name.is_empty()).collect()

@@ -1,0 +1,247 @@
+//! Who writes to the audit file: where a disk is behind it a thread of its own, so that a write, an fsync or a look that does not
+//! come back holds up nobody but it.
+//!
+//! The thread is there before the workload is, and the filter refuses its number as it refuses the supervisor's (`Scribe::thread`).
+//! Invariants: one task at a time, in the order in which they were asked for; who asks waits as long as it says and no longer, and
+//! asks nothing more until the answer is there.
+
+use super::sinks::{AuditSink, Done, Task};
+use crate::kernel::{Cause, clock};
+use crate::machine::types::Instant;
+use crate::switches::without;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Enough for the few calls that are made there.
+const STACK: usize = 64 * 1024;
+
+/// What is between the two threads.
+#[derive(Debug)]
+struct Desk {
+    /// Taken for moments only, and by turns: by who asks before the bell or after `done`, by who writes between them.
+    paper: Mutex<Paper>,
+    /// Rung for a task.
+    bell: EventFd,
+    /// The answer is on the paper.
+    done: AtomicBool,
+    /// Readable when it is.
+    ready: EventFd,
+}
+
+#[derive(Debug, Default)]
+struct Paper {
+    task: Option<Task>,
+    answer: Option<Done>,
+    thread: i32,
+}
+
+impl Desk {
+    fn paper(&self) -> MutexGuard<'_, Paper> {
+        self.paper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, write: impl FnOnce(&mut Paper)) {
+        write(&mut self.paper());
+        self.done.store(true, Ordering::Release);
+        // It cannot overflow by one; who waits looks at `done` besides.
+        let _ = self.ready.write(1);
+    }
+
+    /// The scribe's life.
+    fn serve(&self, mut sink: AuditSink) {
+        self.answer(|paper| paper.thread = nix::unistd::gettid().as_raw());
+        loop {
+            match self.bell.read() {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                // Without a bell nobody can be served; who asks finds out by waiting.
+                Err(_) => return,
+            }
+            // Rung without a task: nobody will ask any more.
+            let Some(task) = self.paper().task.take() else { return };
+            let done = sink.perform(task);
+            self.answer(|paper| paper.answer = Some(done));
+        }
+    }
+
+    /// Waits until there is an answer, or until then; whether there is one.
+    fn wait(&self, until: Option<Instant>) -> bool {
+        loop {
+            // First: it is written after `done`, and must not stay readable when the answer was taken before that.
+            let _ = self.ready.read();
+            if self.done.swap(false, Ordering::Acquire) {
+                return true;
+            }
+            let left = until.map(|until| until.since(clock::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            let mut fds = vec![PollFd::new(self.ready.as_fd(), PollFlags::POLLIN)];
+            fds.extend(left.and_then(clock::timer).map(|timer| PollFd::new(timer, PollFlags::POLLIN)));
+            if !matches!(
+                ppoll(&mut fds, left.map(TimeSpec::from_duration), None),
+                Ok(_) | Err(nix::errno::Errno::EINTR)
+            ) && until.is_some()
+            {
+                return self.done.swap(false, Ordering::Acquire);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+enum How {
+    /// In memory, where nothing is waited for, or where no thread can be had.
+    Here(Box<AuditSink>),
+    Beside {
+        desk: Arc<Desk>,
+        thread: i32,
+        busy: bool,
+        /// Until it is waited for.
+        life: Option<JoinHandle<()>>,
+    },
+}
+
+/// The audit file and who writes to it.
+#[derive(Debug)]
+pub struct Scribe {
+    path: PathBuf,
+    fd: i32,
+    how: How,
+    /// What was known of the file when it last answered.
+    disturbed: Option<&'static str>,
+    unreserved: Option<Cause>,
+}
+
+impl Scribe {
+    /// For a file that was just opened; before the workload is there. With it why the kill will wait for the disk, if it will.
+    #[must_use]
+    pub fn new(sink: AuditSink) -> (Self, Option<&'static str>) {
+        let (path, fd, unreserved) = (sink.path().to_owned(), sink.fd(), sink.unreserved());
+        let with = |how| Self { path, fd, how, disturbed: None, unreserved };
+        if sink.is_in_memory() || without("beside") {
+            return (with(How::Here(Box::new(sink))), None);
+        }
+        const WHY: &str = "audit file: no thread for it: the kill waits for its disk";
+        let flags = EfdFlags::EFD_CLOEXEC;
+        let fds = EventFd::from_flags(flags)
+            .and_then(|bell| Ok((bell, EventFd::from_flags(flags | EfdFlags::EFD_NONBLOCK)?)));
+        let Ok((bell, ready)) = fds else { return (with(How::Here(Box::new(sink))), Some(WHY)) };
+        let desk = Arc::new(Desk { paper: Mutex::default(), bell, done: AtomicBool::new(false), ready });
+        // The sink goes along only when the thread is there.
+        let handed = Arc::new(Mutex::new(Some(sink)));
+        let (theirs, taken) = (Arc::clone(&desk), Arc::clone(&handed));
+        let serve = move || {
+            let sink = taken.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(sink) = sink {
+                theirs.serve(sink);
+            }
+        };
+        let Ok(life) = std::thread::Builder::new().stack_size(STACK).spawn(serve) else {
+            let sink = handed.lock().unwrap_or_else(PoisonError::into_inner).take();
+            return match sink {
+                Some(sink) => (with(How::Here(Box::new(sink))), Some(WHY)),
+                // Cannot be: nobody else was there to take it.
+                None => (with(How::Beside { desk, thread: 0, busy: true, life: None }), Some(WHY)),
+            };
+        };
+        desk.wait(None);
+        let thread = desk.paper().thread;
+        (with(How::Beside { desk, thread, busy: false, life: Some(life) }), None)
+    }
+
+    /// The number of its thread, which the workload must not be able to use.
+    #[must_use]
+    pub const fn thread(&self) -> Option<i32> {
+        match self.how {
+            How::Here(_) => None,
+            How::Beside { thread, .. } => Some(thread),
+        }
+    }
+
+    /// Its descriptor.
+    #[must_use]
+    pub const fn fd(&self) -> i32 {
+        self.fd
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Why no room is promised, as far as is known.
+    #[must_use]
+    pub const fn unreserved(&self) -> Option<Cause> {
+        self.unreserved
+    }
+
+    /// What somebody else did to the file, as far as is known.
+    #[must_use]
+    pub const fn disturbed(&self) -> Option<&'static str> {
+        self.disturbed
+    }
+
+    /// Whether there is a task that has no answer yet.
+    #[must_use]
+    pub const fn is_busy(&self) -> bool {
+        matches!(self.how, How::Beside { busy: true, .. })
+    }
+
+    /// Whether an fsync takes no time here.
+    #[must_use]
+    pub const fn is_here(&self) -> bool {
+        matches!(self.how, How::Here(_))
+    }
+
+    /// Has the task done; the answer, if it comes by `until`. `None`: as long as it takes. Only where it is not busy.
+    pub fn ask(&mut self, task: Task, until: Option<Instant>) -> Option<Done> {
+        match &mut self.how {
+            How::Here(sink) => {
+                let done = sink.perform(task);
+                Some(self.note(done))
+            }
+            How::Beside { desk, busy, .. } => {
+                desk.paper().task = Some(task);
+                *busy = true;
+                let _ = desk.bell.write(1);
+                self.wait(until)
+            }
+        }
+    }
+
+    /// The answer to the task that has none yet, if it comes by `until`.
+    pub fn wait(&mut self, until: Option<Instant>) -> Option<Done> {
+        let How::Beside { desk, busy, .. } = &mut self.how else { return None };
+        if !*busy || !desk.wait(until) {
+            return None;
+        }
+        *busy = false;
+        let done = desk.paper().answer.take()?;
+        Some(self.note(done))
+    }
+
+    /// Keeps what the file is now.
+    fn note(&mut self, done: Done) -> Done {
+        self.disturbed = done.disturbed;
+        self.unreserved = done.unreserved;
+        done
+    }
+}
+
+/// The file's lock goes with the thread, for which the next run in the same process waits (only tests are several). The one that has not
+/// answered is left alone.
+impl Drop for Scribe {
+    fn drop(&mut self) {
+        if let How::Beside { desk, busy: false, life, .. } = &mut self.how {
+            let _ = desk.bell.write(1);
+            let _ = life.take().map(JoinHandle::join);
+        }
+    }
+}
