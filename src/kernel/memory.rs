@@ -42,16 +42,21 @@ pub fn use_what_was_set_aside() {
     }
 }
 
-/// Gives back the pages that the start needed and nothing needs any more: free heap (malloc_trim(3)) and the stack below this
-/// call (madvise(2)). Hundreds of supervisors wait beside each other, and this is half of what each holds for itself. Locked
-/// pages stay, which is what they are locked for.
-#[inline(never)] // The frame in use has to be this one's.
-pub fn give_back() {
+/// Gives the free pages of the heap back (malloc_trim(3)).
+pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) takes an integer.
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Gives back the pages that the start needed and nothing needs any more: free heap (malloc_trim(3)) and the stack below this
+/// call (madvise(2)). Hundreds of supervisors wait beside each other, and this is half of what each holds for itself. Locked
+/// pages stay, which is what they are locked for.
+#[inline(never)] // The frame in use has to be this one's.
+pub fn give_back() {
+    trim();
     /// More than the start ever used; the kernel keeps far more than this free below a stack (arch_pick_mmap_layout).
     const DEEPEST: usize = 128 * 1024;
     /// The start is the page below the one in use: what this call itself may still need stays.

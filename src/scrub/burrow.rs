@@ -4,10 +4,10 @@
 //! For what lies deeper than there are descriptors, and for what is in memory where there is none left. Sixteen bytes are kept of
 //! each level (of so many), to know that `..` led back to where it came from: who is still alive (not PID 1) may have moved a directory meanwhile.
 
-use super::crew::Tree;
+use super::crew::{Crew, Tree};
 use super::node::Node;
 use super::walk::{Worker, remove};
-use crate::kernel::files;
+use crate::kernel::{files, memory};
 use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
@@ -17,12 +17,8 @@ use std::sync::atomic::Ordering;
 
 /// What is read of a directory at once, on the worker's stack: what follows in it is read again when the first one below is empty.
 const BUFFER: usize = 8 * 1024;
-/// Levels that there is room for before there has to be more.
+/// Levels that every burrow has room for; more of them are claimed.
 const LEVELS: usize = 1024;
-/// Levels that are kept (2 MiB, and 128 KiB where memory is short): of a deeper tree the first are forgotten, and gone down once more.
-const DEEPEST: usize = 128 * 1024;
-const DEEPEST_CROWDED: usize = 8 * 1024;
-
 /// A level above the one that is being emptied.
 #[derive(Debug)]
 struct Level {
@@ -30,6 +26,44 @@ struct Level {
     who: u64,
     /// Where in it the directory below was found.
     at: i64,
+}
+
+/// The levels above, and what was claimed for them.
+struct Above<'a> {
+    levels: VecDeque<Level>,
+    claimed: usize,
+    crew: &'a Crew,
+    /// The first ones had to make room.
+    forgotten: bool,
+}
+
+impl Above<'_> {
+    fn push(&mut self, level: Level) -> Result<(), Errno> {
+        if self.levels.len() == self.levels.capacity() {
+            let first = self.levels.is_empty();
+            let more = LEVELS.max(self.levels.len() / 4);
+            if first || self.crew.claim_levels(more) {
+                self.claimed += if first { 0 } else { more };
+                self.levels.try_reserve_exact(more).map_err(|_| Errno::ENOMEM)?;
+            } else {
+                self.levels.pop_front();
+                self.forgotten = true;
+            }
+        }
+        self.levels.push_back(level);
+        Ok(())
+    }
+}
+
+impl Drop for Above<'_> {
+    fn drop(&mut self) {
+        if self.claimed > 0 {
+            // Really given back: else each worker's heap keeps what it had.
+            self.levels = VecDeque::new();
+            memory::trim();
+            self.crew.return_levels(self.claimed);
+        }
+    }
 }
 
 /// How far a directory was emptied.
@@ -99,9 +133,8 @@ impl Worker<'_> {
 
     /// Empties `here`, which `again` opens once more, of `base`; false when the time is up.
     fn empty(&mut self, base: &Node, mut here: Node, again: impl Fn() -> Result<Node, Errno>) -> Result<bool, Errno> {
-        let deepest = if self.crew.is_crowded() { DEEPEST_CROWDED } else { DEEPEST };
-        let mut above: VecDeque<Level> = VecDeque::new();
-        let mut forgotten = false;
+        let crew: &Crew = self.crew;
+        let mut above = Above { levels: VecDeque::new(), claimed: 0, crew, forgotten: false };
         let mut before = None;
         let mut at = 0;
         // One that was entered and could not be removed: not to be entered again at once.
@@ -113,15 +146,9 @@ impl Worker<'_> {
                     stuck = None;
                     match here.open(&name) {
                         Ok(fd) => {
-                            if above.len() >= deepest {
-                                above.pop_front();
-                                forgotten = true;
-                            } else if above.len() == above.capacity() {
-                                let more = LEVELS.max(above.len() / 4);
-                                above.try_reserve_exact(more).map_err(|_| Errno::ENOMEM)?;
-                            }
                             let changed = u64::from(here.changed.load(Ordering::Relaxed));
-                            above.push_back(Level { who: mark(here.fd())? | changed, at });
+                            above.push(Level { who: mark(here.fd())? | changed, at })?;
+                            crew.moved();
                             here = Node::alone(fd, &base.tree);
                             at = 0;
                         }
@@ -139,8 +166,8 @@ impl Worker<'_> {
                     if let Some(errno) = here.left() {
                         base.leave(errno);
                     }
-                    let Some(level) = above.pop_back() else {
-                        if !std::mem::take(&mut forgotten) {
+                    let Some(level) = above.levels.pop_back() else {
+                        if !std::mem::take(&mut above.forgotten) {
                             return Ok(true);
                         }
                         // With what cannot be removed at its end it would go on for ever.

@@ -23,6 +23,9 @@ use std::time::Duration;
 
 /// Bytes of names kept for later, of all directories together.
 const NAMES: usize = 512 * 1024;
+/// Levels kept (2 MiB, and 128 KiB where memory is short): of a deeper tree the first are forgotten, and gone down once more.
+const LEVELS: usize = 128 * 1024;
+const LEVELS_CROWDED: usize = 8 * 1024;
 /// How many more workers there may be than there are CPUs, where some hang.
 const SPARE_WORKERS: usize = 2;
 
@@ -238,7 +241,9 @@ pub struct Crew {
     most: AtomicUsize,
     /// How many `most` may become: one that hangs is made up for.
     limit: usize,
-    /// Pieces of work begun, and what the sum of all that was done was when it was looked at last.
+    /// Levels that burrows may still keep, of all workers together.
+    levels: AtomicUsize,
+    /// Pieces of work begun and levels gone down, and what the sum of all that was done was when it was looked at last.
     begun: AtomicU64,
     seen: AtomicU64,
     /// Bytes of names kept.
@@ -301,7 +306,9 @@ impl Crew {
             bell: Condvar::new(),
             until_ns: AtomicU64::new(nanos(until)),
             most: AtomicUsize::new(most),
-            limit: most.saturating_add(SPARE_WORKERS),
+            // With the limit used up what is in memory goes first, and one after the other.
+            limit: if short { most } else { most.saturating_add(SPARE_WORKERS) },
+            levels: AtomicUsize::new(if short { LEVELS_CROWDED } else { LEVELS }),
             begun: AtomicU64::new(0),
             seen: AtomicU64::new(0),
             kept: Arc::default(),
@@ -355,7 +362,26 @@ impl Crew {
         {
             self.most.fetch_add(1, Ordering::Relaxed);
         }
-        self.hire();
+        if !self.hire() && self.present.load(Ordering::Acquire) == 0 {
+            // Whoever left last took the one who could not be had for somebody that is still there.
+            self.end();
+        }
+    }
+
+    /// Something moved that is no piece of work: nobody hangs.
+    pub fn moved(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Room for `more` levels, if there is; to be given back.
+    pub fn claim_levels(&self, more: usize) -> bool {
+        let less = |left: usize| left.checked_sub(more);
+        self.levels.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
+    /// Gives room back.
+    pub fn return_levels(&self, levels: usize) {
+        self.levels.fetch_add(levels, Ordering::Relaxed);
     }
 
     /// It has to stop at `until` now, if that is earlier.

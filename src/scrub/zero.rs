@@ -53,9 +53,14 @@ impl Zeroed {
 /// The errno of the unlink: a file that cannot be overwritten is removed all the same.
 pub fn unlink(node: &Node, name: &CStr, zeroed: &Zeroed, crew: &Crew) -> Result<(), Errno> {
     // What it is, is looked at through a descriptor that opens nothing; and that very file is opened, not its name.
-    let looked = files::look_at(node.fd(), name).ok().filter(|fd| files::links(fd.as_fd()).is_some());
+    let looked = files::look_at(node.fd(), name).ok();
+    let links = looked.as_ref().and_then(|fd| files::links(fd.as_fd()));
+    let looked = looked.filter(|_| links.is_some());
+    // Else two who remove its last two names would both see that none is left. Where sizes are asked for, whoever calls holds it.
+    let one_by_one = if node.tree.asks_sizes() { None } else { crew.one_by_one(links.unwrap_or(0)) };
     node.widening(|| files::unlink(node.fd(), name))?;
     let nameless = looked.as_ref().filter(|fd| zeroed.in_place() && files::links(fd.as_fd()) == Some(0));
+    drop(one_by_one);
     let mut done = false;
     if let Some(file) = nameless.and_then(|fd| files::open_for_overwriting(fd.as_fd()).ok()) {
         let mut bytes = 0;

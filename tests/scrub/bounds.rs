@@ -31,7 +31,7 @@ fn at_most_four_mebibytes_for_any_tree() {
     let empty = place.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     let without = (0..100).filter_map(|_| peak_of(&empty)).take(5).min().unwrap();
-    for shape in ["many", "flat", "deep", "wide", "names", "legs"] {
+    for shape in ["many", "flat", "deep", "wide", "names", "legs", "roots"] {
         let tree = make(shape, &place.path(), false);
         let more = peak_of(&tree).expect("it takes long enough") - without;
         println!("{shape}: {more} KiB more than for an empty directory");

@@ -96,6 +96,20 @@ fn maker() {
                 fs::create_dir(&at).unwrap();
             }
         }
+        // As many directories as may be open, and deeper trees at the end of them than one worker may keep the levels of.
+        "roots" => {
+            let mut at = tree.clone();
+            for _ in 0..27 {
+                fs::create_dir_all(at.join("beside/in")).unwrap();
+                at.push("level");
+                fs::create_dir(&at).unwrap();
+            }
+            for root in 0..4 {
+                let root = at.join(format!("root-{root}"));
+                fs::create_dir(&root).unwrap();
+                deep(&root, 100_000);
+            }
+        }
         other => panic!("no such shape: {other}"),
     }
 }
