@@ -6,7 +6,8 @@
 //! once (`settings`). Every sink of the audit record is opened, and the space for its last line reserved, before anything
 //! untrusted runs (`audit`). Then the workload is forked, confined and executed (`kernel::spawn`, `confine`), and from there
 //! one loop (`supervise`) turns what the kernel says into events for a pure state machine (`machine`), which says what to
-//! do: ask, revoke, kill, scrub, seal. After the spawn there is no bailing out: whatever fails is recorded, and the kill and
+//! do: ask, revoke, kill, scrub, seal. Nothing in it waits for a disk: the audit file has a thread of its own (`audit::scribe`), and
+//! what is scrubbed has others, when everybody is dead. After the spawn there is no bailing out: whatever fails is recorded, and the kill and
 //! the seal still happen, also from the panic hook.
 
 pub mod audit;

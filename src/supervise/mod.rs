@@ -1,5 +1,5 @@
 //! The loop: poll, turn what the kernel says into an event, step the machine, perform each action, feed the result back.
-//! One thread, no sleeping, no decisions.
+//! No sleeping, no decisions, and no disk: what one is behind is done by threads that are not waited for.
 
 mod ladder;
 mod looking;

@@ -83,6 +83,44 @@ fn dead() {
     assert!(ran.seal().to_string().contains("its disk did not answer in time"), "{:#}", ran.seal());
 }
 
+/// Nobody stopped it and no clock runs outside: the seal is where it can be read after 0.9 times the grace all the same.
+#[test]
+fn one_that_does_not_answer_after_the_end_of_the_command() {
+    if !has("strace") {
+        return;
+    }
+    in_three(|| {
+        let dir = tempfile::tempdir().unwrap();
+        if nix::sys::statfs::statfs(dir.path()).unwrap().filesystem_type() == nix::sys::statfs::TMPFS_MAGIC {
+            return println!("skipped: {} is in memory", dir.path().display());
+        }
+        let mut command = Command::new("strace");
+        // Counted for each thread: the first one is of an empty file, and of the first record.
+        command.args([
+            "-D",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=fsync",
+            "-e",
+            "inject=fsync:delay_enter=3000000:when=2+",
+        ]);
+        command.args([BINARY, "--grace", "1s", "--audit-file"]).arg(dir.path().join("audit.json")).args(["--", "true"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let began = Instant::now();
+        let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut stderr, &mut line).unwrap();
+        let took = began.elapsed();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert!(line.contains("evaluation_terminated") && line.contains("its disk did not answer in time"), "{line}");
+        assert!(took.as_millis() < 2_500, "said after {took:?}, and the disk answered after 3 s");
+    });
+}
+
 /// The audit directory is on a disk that is a file of another file system, and that one is frozen (FIFREEZE, ioctl(2)): whoever
 /// syncs waits in the kernel until it is thawed.
 #[test]
