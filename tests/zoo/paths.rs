@@ -84,11 +84,25 @@ fn a_disk_that_is_full_from_the_start() {
     let game = "mount -t tmpfs -o size=64k,mode=1777 none /var/log; head -c 1M /dev/zero > /var/log/fill || :";
     for place in [Pid1, Below] {
         let ran = stage(place, game, &[]).run(Guard::Full, &["inherited-descriptor"]);
-        let seal = records(&ran.stderr).pop().unwrap_or_else(|| panic!("{ran:#?}"));
+        let all = records(&ran.stderr);
+        // The first one before the workload ran: it is what a SIGKILL would have left.
+        assert_eq!((all.len(), &all[0]["event"]), (2, &"evaluation_started".into()), "{ran:#?}");
+        let seal = &all[1];
         assert_eq!((ran.code, &seal["event"]), (11, &"evaluation_terminated".into()), "{ran:#?}");
         assert_ne!(seal["enforcement"]["audit_file"], "enforced", "{seal:#}");
         assert_ne!(seal["enforcement"]["audit_space_reserved"], "enforced", "{seal:#}");
         assert!(seal["errors"].to_string().contains("ENOSPC"), "{seal:#}");
         assert!(ran.message.contains("\"status\":\"nonzero_exit\""), "{ran:#?}");
     }
+    // One that is empty, and too small for what the seal might need: it has room for both.
+    let dir = tempfile::tempdir().unwrap();
+    let script = r#"mount -t tmpfs -o size=64k none "$1" && "$2" --audit-file "$1/a.json" -- true && cat "$1/a.json""#;
+    let out = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "sh"])
+        .arg(dir.path())
+        .arg(BINARY)
+        .output();
+    let text = String::from_utf8(out.unwrap().stdout).unwrap();
+    let events: Vec<_> = records(&text).iter().map(|record| record["event"].clone()).collect();
+    assert_eq!(events, ["evaluation_started", "evaluation_terminated"], "{text}");
 }
