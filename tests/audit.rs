@@ -299,6 +299,11 @@ fn strange_paths_are_refused_and_nothing_hangs() {
     // Required: one of the two is enough.
     assert!(Log::open(Config { required: true, ..config(&at("fifo"), &at("target")) }).is_ok());
     assert!(Log::open(Config { required: true, ..config(&at("new"), &at("fifo")) }).is_ok());
+    // One file for both: the record is not written over.
+    let mut both = Log::open(config(&at("both"), &at("both"))).unwrap();
+    assert_eq!((word(&both, "audit_file"), word(&both, "termination_message")), ("enforced", "unavailable"));
+    both.seal(seal(), later(), false);
+    assert_eq!(fs::read_to_string(at("both")).unwrap().lines().count(), 1);
     // Somebody else has it.
     let held = Log::open(config(&at("new"), &at("none"))).unwrap();
     let second = Log::open(config(&at("new"), &at("none"))).unwrap();

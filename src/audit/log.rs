@@ -145,16 +145,11 @@ impl Log {
                 }
             }
         }
-        let file = file.map(|sink| {
-            let (scribe, why) = Scribe::new(sink);
-            notes.extend(why.map(str::to_owned));
-            scribe
-        });
-        if let Some(cause) = file.as_ref().and_then(Scribe::unreserved) {
-            notes.push(format!("audit file: no space is reserved for the seal: {cause}"));
-        }
         let opened = MessageSink::open(&config.termination_log).and_then(|sink| sink.sync().map(|()| sink));
         let (message, message_cause) = match opened {
+            Ok(sink) if file.as_ref().is_some_and(|file| file.is(&sink)) => {
+                (None, Some(Cause::because("it is the audit file")))
+            }
             Ok(sink) => (Some(sink), None),
             Err(cause) => (None, Some(cause)),
         };
@@ -164,6 +159,14 @@ impl Log {
                 return Err(OpenError { file, message: (config.termination_log, cause) });
             }
             notes.push(format!("termination log {:?}: {cause}", config.termination_log));
+        }
+        let file = file.map(|sink| {
+            let (scribe, why) = Scribe::new(sink);
+            notes.extend(why.map(str::to_owned));
+            scribe
+        });
+        if let Some(cause) = file.as_ref().and_then(Scribe::unreserved) {
+            notes.push(format!("audit file: no space is reserved for the seal: {cause}"));
         }
         if let Some(line) = complaint {
             // Only now: a run that is refused has its one line from the caller. It is noted in the record as well.

@@ -83,6 +83,8 @@ pub struct AuditSink {
     torn: bool,
     /// The permissions it had when it was opened.
     mode: u32,
+    /// Its directory (device, inode, permissions), where the workload's UID can change those.
+    directory: Option<(u64, u64, u32)>,
     /// Somebody else changed the file.
     disturbed: Option<&'static str>,
     /// It is in memory, where fsync does nothing and nothing hangs.
@@ -137,8 +139,21 @@ impl AuditSink {
         let in_memory = files::file_system(file.as_fd()) == libc::TMPFS_MAGIC;
         let (last, torn) = last_line(&file, end).map_err(refused("read"))?;
         let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mut sink =
-            Self { file, path: resolved, end, reserved: end, unreserved: None, torn, mode, disturbed: None, in_memory };
+        let own = |meta: &std::fs::Metadata| meta.uid() == nix::unistd::geteuid().as_raw();
+        let directory = resolved.parent().and_then(|dir| std::fs::metadata(dir).ok()).filter(own);
+        let directory = directory.map(|meta| (meta.dev(), meta.ino(), meta.mode()));
+        let mut sink = Self {
+            file,
+            path: resolved,
+            end,
+            reserved: end,
+            unreserved: None,
+            torn,
+            mode,
+            directory,
+            disturbed: None,
+            in_memory,
+        };
         // Refused for want of room: the file is still there for whatever fits.
         if sink.reserve(0).is_err() {
             sink.unreserved = Some(Cause::refused("fallocate", Errno::ENOSPC));
@@ -162,6 +177,13 @@ impl AuditSink {
     #[must_use]
     pub fn fd(&self) -> i32 {
         self.file.as_raw_fd()
+    }
+
+    /// Whether the termination message would be written over it.
+    #[must_use]
+    pub fn is(&self, message: &MessageSink) -> bool {
+        let inode = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
+        inode(&self.file).is_ok_and(|own| inode(&message.file).is_ok_and(|other| own == other))
     }
 
     /// Whether it is in memory.
@@ -232,6 +254,7 @@ impl AuditSink {
     /// The path is only looked up for the seal: a descriptor's fstat(2) asks no directory.
     fn look(&mut self, path_too: bool) {
         let Ok(meta) = self.file.metadata() else { return };
+        let locked = path_too && self.unlock_directory();
         let here = path_too.then(|| std::fs::symlink_metadata(&self.path));
         let same = here.is_none_or(|here| here.is_ok_and(|here| (here.dev(), here.ino()) == (meta.dev(), meta.ino())));
         let what = if meta.nlink() == 0 || !same {
@@ -242,6 +265,8 @@ impl AuditSink {
             Some("the audit file was truncated")
         } else if meta.len() > self.end {
             Some("somebody else wrote to the audit file")
+        } else if locked {
+            Some("the audit directory's mode was changed")
         } else {
             None
         };
@@ -261,6 +286,22 @@ impl AuditSink {
             self.reserved = 0;
             self.end = meta.len();
         }
+    }
+
+    /// Gives the directory back the permissions it had: its owner could keep every later run from its file. Whether they were others.
+    fn unlock_directory(&self) -> bool {
+        let (Some((device, inode, mode)), Some(path)) = (self.directory, self.path.parent()) else { return false };
+        // What is at its path may be another one by now: only that very one, by its descriptor.
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Ok(dir) = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()) else { return false };
+        let dir = File::from(dir);
+        let same = |meta: &std::fs::Metadata| (meta.dev(), meta.ino()) == (device, inode) && meta.mode() != mode;
+        if !dir.metadata().is_ok_and(|meta| same(&meta)) || without("own_mode") {
+            return false;
+        }
+        let by_descriptor = format!("/proc/self/fd/{}", dir.as_raw_fd());
+        let _ = std::fs::set_permissions(by_descriptor, std::fs::Permissions::from_mode(mode & 0o7777));
+        true
     }
 
     /// Appends one line with its newline, in one `write(2)` where the kernel takes it whole; else it is completed, or
@@ -420,6 +461,32 @@ impl MessageSink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn its_directory_keeps_its_permissions() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, other) = (dir.path().join("audit"), dir.path().join("other"));
+        std::fs::create_dir(&place).unwrap();
+        let mode = |dir: &Path| std::fs::metadata(dir).unwrap().mode() & 0o777;
+        let set = |dir: &Path, mode| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).unwrap();
+        set(&place, 0o750);
+        let (mut sink, _) = AuditSink::open(&place.join("a.json")).unwrap();
+        assert_eq!(sink.perform(Task::Look).disturbed, None);
+        set(&place, 0);
+        assert_eq!(sink.perform(Task::Look).disturbed, Some("the audit directory's mode was changed"));
+        assert_eq!(mode(&place), 0o750);
+        // Another one in its place is nobody's to change.
+        std::fs::rename(&place, &other).unwrap();
+        std::fs::create_dir(&place).unwrap();
+        set(&place, 0o700);
+        set(&other, 0o700);
+        assert_eq!(sink.perform(Task::Look).disturbed, Some("the audit file was removed or replaced"));
+        assert_eq!((mode(&place), mode(&other)), (0o700, 0o700));
+        std::fs::remove_dir(&place).unwrap();
+        std::os::unix::fs::symlink(&other, &place).unwrap();
+        let _ = sink.perform(Task::Look);
+        assert_eq!(mode(&other), 0o700);
+    }
 
     #[test]
     fn the_last_line_is_found_whatever_its_length() {
