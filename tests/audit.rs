@@ -596,6 +596,33 @@ fn verify_names_the_first_bad_line() {
     assert_eq!(check(long.as_bytes(), None).unwrap().why.unwrap(), "longer than 1 MiB");
 }
 
+#[test]
+fn empty_lines_say_nothing() {
+    let text = two_runs();
+    for more in ["\n", "\n\n\n"] {
+        let spaced = format!("{more}{}", text.replace('\n', &format!("\n{more}")));
+        assert_eq!(verdict(spaced.as_bytes()), State::Sealed);
+        let lines: Vec<&str> = spaced.split_inclusive('\n').collect();
+        // The lines are counted as an editor does, whatever is wrong with the file.
+        for n in (0..lines.len()).filter(|&n| lines[n] != "\n") {
+            let report = check([&lines[..n], &lines[n + 1..]].concat().concat().as_bytes(), None).unwrap();
+            match lines[n + 1..].iter().position(|line| *line != "\n") {
+                Some(next) => assert_eq!((report.state, report.line), (State::Tampered, Some((n + next + 1) as u64))),
+                None => assert_eq!(report.state, State::CutOff),
+            }
+        }
+    }
+    // A run that was appended to a file which ends in an empty line.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a");
+    run(config(&file, &dir.path().join("none")));
+    fs::write(&file, fs::read_to_string(&file).unwrap() + "\n").unwrap();
+    assert_eq!(state(&file), State::Sealed);
+    run(config(&file, &dir.path().join("none")));
+    assert_eq!(state(&file), State::CutOff);
+    assert_eq!(verdict(b"\n\n"), State::CutOff);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 

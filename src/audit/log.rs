@@ -224,6 +224,9 @@ impl Log {
         if self.sealed || self.level < level {
             return;
         }
+        if !matches!(body, Body::EvaluationStarted(_)) {
+            self.stderr.share();
+        }
         let time = rfc3339(SystemTime::now());
         if self.asked.is_none() && self.waiting.is_empty() {
             // Before the workload runs there is nothing to hurry for.
@@ -359,6 +362,9 @@ impl Log {
             return;
         }
         self.sealed = true;
+        if body.status != "launch_failed" {
+            self.stderr.share();
+        }
         let time = rfc3339(SystemTime::now());
         self.go_on(until);
         if self.asked.is_some() {

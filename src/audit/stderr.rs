@@ -1,6 +1,7 @@
 //! stderr as a sink: where records go that have no file, and what the seal falls back to.
 //!
-//! Invariant: no write waits longer than `PATIENCE` for a reader, and none makes the descriptor of anybody else non-blocking.
+//! Invariant: no write waits longer than `PATIENCE` for a reader, and none makes the descriptor of anybody else non-blocking. No
+//! record is the rest of somebody else's line.
 
 use super::sinks::{above_stdio, errno, refused};
 use crate::kernel::nowait::write_now;
@@ -31,6 +32,9 @@ pub struct StderrSink {
     stuck: bool,
     /// A record was broken off: the next begins on a new line.
     torn: bool,
+    /// Others write here as well: what they wrote last may have no newline, and a pipe, a socket or a terminal does not say. Each
+    /// line begins on a new one then, at the price of an empty line.
+    shared: bool,
 }
 
 impl StderrSink {
@@ -39,7 +43,7 @@ impl StderrSink {
     #[must_use]
     pub fn open() -> Self {
         let Ok(duplicate) = io::stderr().as_fd().try_clone_to_owned() else {
-            return Self { file: None, nonblocking: false, device: false, stuck: false, torn: false };
+            return Self { file: None, nonblocking: false, device: false, stuck: false, torn: false, shared: false };
         };
         Self::from_fd(duplicate)
     }
@@ -55,16 +59,21 @@ impl StderrSink {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let anew = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
             if let Ok(anew) = anew.map_err(refused("open")).and_then(above_stdio) {
-                return Self { file: Some(anew), nonblocking: true, device, stuck: false, torn: false };
+                return Self { file: Some(anew), nonblocking: true, device, stuck: false, torn: false, shared: false };
             }
         }
-        Self { file: Some(file), nonblocking: regular, device, stuck: false, torn: false }
+        Self { file: Some(file), nonblocking: regular, device, stuck: false, torn: false, shared: false }
     }
 
     /// Its descriptor.
     #[must_use]
     pub fn fd(&self) -> Option<i32> {
         self.file.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// The workload has it from now on.
+    pub const fn share(&mut self) {
+        self.shared = true;
     }
 
     /// One line, given up a tenth of a second after it was begun (a reader that takes a byte now and then must not hold up the
@@ -83,7 +92,7 @@ impl StderrSink {
     pub fn write_within(&mut self, line: &str, patience: Duration) -> Result<(), Cause> {
         let Some(mut file) = self.file.as_ref() else { return Err(Cause::refused("stderr", Errno::EBADF)) };
         let mut bytes = Vec::with_capacity(line.len().saturating_add(2));
-        if self.torn {
+        if self.torn || self.shared {
             bytes.push(b'\n');
         }
         bytes.extend_from_slice(line.as_bytes());

@@ -1,7 +1,8 @@
 //! Reading a file back: is every line as it was written, and does every run end in its seal?
 //!
 //! Streams, one line of at most 1 MiB in memory. Decides from bytes alone. What it cannot see without a key: a file
-//! rewritten from the first changed line to its end, and whole runs cut from the end.
+//! rewritten from the first changed line to its end, and whole runs cut from the end. Empty lines are skipped: on stderr
+//! gracekeeper makes them itself (`stderr`).
 //! Invariant: a line that does not check is never part of a sealed file.
 
 use super::chain::{self, ZEROS};
@@ -29,7 +30,7 @@ pub enum State {
 pub struct Report {
     /// The verdict.
     pub state: State,
-    /// Lines read, up to and including the first bad one.
+    /// Lines read, empty ones included, up to and including the first bad one.
     pub lines: u64,
     /// Runs begun.
     pub runs: u64,
@@ -104,6 +105,10 @@ struct Reader<'a> {
     run: Option<(String, u64, bool)>,
     /// A line that is no record: only right where a torn line is followed by the next run.
     torn: Option<&'static str>,
+    /// The number of the last line that was not empty.
+    before: u64,
+    /// An empty line came after it.
+    empty: bool,
 }
 
 impl Reader<'_> {
@@ -125,6 +130,12 @@ impl Reader<'_> {
     /// One whole line. `Err` is what makes the file tampered.
     fn step(&mut self, line: &[u8]) -> Result<(), &'static str> {
         self.report.lines = self.report.lines.saturating_add(1);
+        if line.is_empty() {
+            self.empty = true;
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.before, self.report.lines);
+        let empty = std::mem::take(&mut self.empty);
         let (record, has_mac) = match check_line(line, self.key) {
             Ok(record) => record,
             Err(Bad::Changed(why)) => return Err(why),
@@ -139,14 +150,22 @@ impl Reader<'_> {
         let first_of_run = self.run.as_ref().is_none_or(|(run_id, ..)| *run_id != record.run_id);
         if let Some(why) = self.torn.take() {
             if record.seq != 0 || !first_of_run {
-                self.report.lines = self.report.lines.saturating_sub(1); // The line before is the first bad one.
+                self.report.lines = before; // The line before is the first bad one.
                 return Err(why);
             }
-            self.cut_off(self.report.lines.saturating_sub(1), "a torn line: its run has no seal");
+            self.cut_off(before, "a torn line: its run has no seal");
             self.run = None;
         }
+        if empty && record.seq == 0 && first_of_run && record.prev_hash == chain::sha256(b"") {
+            // Its writer found an empty line at the end of the file, and took that for the one before.
+            self.cut_off(
+                self.report.lines,
+                "the run that begins here follows an empty line: what was before it is not known",
+            );
+            self.prev.clone_from(&record.prev_hash);
+        }
         if record.prev_hash != self.prev {
-            return Err(if self.report.lines == 1 {
+            return Err(if self.prev == ZEROS {
                 "does not begin a file: lines before it are missing"
             } else {
                 "does not follow the line before it: lines were changed, removed, added or reordered"
@@ -167,7 +186,7 @@ impl Reader<'_> {
                     return Err("the run does not begin with seq 0");
                 }
                 if matches!(self.run, Some((_, _, false))) {
-                    self.cut_off(self.report.lines.saturating_sub(1), "the run that ends here has no seal");
+                    self.cut_off(before, "the run that ends here has no seal");
                 }
                 self.report.runs = self.report.runs.saturating_add(1);
                 self.run = Some((record.run_id, 1, false));
@@ -193,7 +212,7 @@ impl Reader<'_> {
 /// What reading answered.
 pub fn check(mut input: impl BufRead, key: Option<&AuditKey>) -> io::Result<Report> {
     let report = Report { state: State::Sealed, lines: 0, runs: 0, sealed_runs: 0, line: None, why: None, mac: "none" };
-    let mut reader = Reader { key, report, prev: ZEROS.to_owned(), run: None, torn: None };
+    let mut reader = Reader { key, report, prev: ZEROS.to_owned(), run: None, torn: None, before: 0, empty: false };
     let mut line = Vec::new();
     let limit = u64::try_from(LINE_LIMIT).unwrap_or(u64::MAX).saturating_add(1);
     loop {
@@ -215,14 +234,14 @@ pub fn check(mut input: impl BufRead, key: Option<&AuditKey>) -> io::Result<Repo
     if let Some(why) = reader.torn {
         return Ok(reader.tampered(why)); // Whole but no record, and nothing after it that accounts for it.
     }
-    let lines = reader.report.lines;
+    let (lines, before) = (reader.report.lines, reader.before);
     if !line.is_empty() {
         reader.report.lines = lines.saturating_add(1);
         reader.cut_off(lines.saturating_add(1), "the last line is torn");
-    } else if lines == 0 {
+    } else if before == 0 {
         reader.cut_off(0, "there is no record");
     } else if matches!(reader.run, Some((_, _, false))) {
-        reader.cut_off(lines, "the last run has no seal");
+        reader.cut_off(before, "the last run has no seal");
     }
     Ok(reader.report)
 }
@@ -237,9 +256,11 @@ mod tests {
         fn no_mutation_of_the_corpus_panics_and_none_is_sealed_anew(bytes in crate::corpus::mutated("verify")) {
             let known = crate::corpus::files("verify");
             let report = check(bytes.as_slice(), None).unwrap();
-            // Sealed is only what its own writer sealed: whole runs from the beginning of a file.
+            // Sealed is only what its own writer sealed: whole runs from the beginning of a file. An empty line says nothing.
+            let lines = |bytes: &[u8]| bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(<[u8]>::to_vec).collect::<Vec<_>>();
             if report.state == State::Sealed {
-                prop_assert!(known.iter().any(|(_, file)| file.starts_with(&bytes)));
+                prop_assert!(bytes.ends_with(b"\n"));
+                prop_assert!(known.iter().any(|(_, file)| lines(file).starts_with(&lines(&bytes))));
             }
             let with_key = check(bytes.as_slice(), Some(&AuditKey(b"another".to_vec()))).unwrap();
             prop_assert_ne!(with_key.state, State::Sealed);

@@ -605,3 +605,35 @@ fn a_terminal_that_is_nearly_full_holds_up_nothing() {
         assert!(ran.took < Duration::from_secs(5), "room for {room}: {:?}", ran.took);
     }
 }
+
+#[test]
+fn a_last_word_without_a_newline_swallows_no_record() {
+    let whole = |text: &str| {
+        let records: String = text.lines().filter(|l| l.starts_with('{')).map(|l| format!("{l}\n")).collect();
+        assert_eq!(records.matches("\"schema_version\"").count(), text.matches("\"schema_version\"").count(), "{text}");
+        let report = gracekeeper::audit::verify::check(records.as_bytes(), None).unwrap();
+        assert_eq!(report.state, gracekeeper::audit::verify::State::Sealed, "{report:?}\n{text}");
+    };
+    // At the end, and while it lives: it wrote before it could be asked to stop.
+    for script in ["printf x >&2", "trap '' TERM; printf x >&2; kill -TERM $PPID; sleep 600"] {
+        for relayed in [&[][..], &["--output-limit", "1M"]] {
+            let ran = run(&mut shell(
+                &[relayed, &["--soft", "100ms", "--hard", "200ms", "--timeout", "300ms"]].concat(),
+                script,
+            ));
+            assert!(ran.stderr.contains('x'), "{ran:#?}");
+            whole(&ran.stderr);
+            ran.seal();
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stderr");
+    assert!(shell(&[], "printf x >&2").stderr(std::fs::File::create(&path).unwrap()).status().unwrap().success());
+    whole(&std::fs::read_to_string(&path).unwrap());
+    // Where there was no workload there is no empty line; and what `verify` is given as it is, is sealed as well.
+    let ran = run(gracekeeper().args(["--", "/nonexistent"]));
+    assert!(!ran.stderr.contains("\n\n"), "{ran:#?}");
+    let ran = run(&mut shell(&[], "true"));
+    let report = gracekeeper::audit::verify::check(ran.stderr.as_bytes(), None).unwrap();
+    assert_eq!(report.state, gracekeeper::audit::verify::State::Sealed, "{report:?}\n{}", ran.stderr);
+}
