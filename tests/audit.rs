@@ -254,6 +254,52 @@ fn runs_follow_each_other_and_a_torn_line_stays() {
     assert_eq!(check(&flipped[..], None).unwrap().state, State::Tampered);
 }
 
+/// A file of runs, each broken off after its next number of bytes (none: whole), by the same writer.
+fn broken_off(lengths: &[Option<usize>]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a");
+    for length in lengths {
+        let before = fs::read(&file).map_or(0, |bytes| bytes.len());
+        run(config(&file, &dir.path().join("none")));
+        let mut bytes = fs::read(&file).unwrap();
+        bytes.truncate(length.map_or(bytes.len(), |length| before + length));
+        fs::write(&file, bytes).unwrap();
+    }
+    fs::read(&file).unwrap()
+}
+
+#[test]
+fn crashes_in_a_row_are_no_tampering() {
+    // Beginning with the newline after the torn line before; before, at and behind its link to that, and all of the first record.
+    let link = 180;
+    for second in [2, 30, 60, link, 250] {
+        for third in [None, Some(1), Some(link), Some(3000)] {
+            let lengths = [None, Some(2000), Some(second), third, None];
+            let bytes = broken_off(&lengths);
+            let report = check(&bytes[..], None).unwrap();
+            assert_eq!(report.state, State::CutOff, "{second} {third:?} {report:?}");
+            assert_eq!(report.why.unwrap(), "a torn line: its run has no seal");
+            // And where there is no run after them yet.
+            assert_eq!(check(&broken_off(&lengths[..3])[..], None).unwrap().state, State::CutOff, "{second}");
+        }
+    }
+    // A file system that has lost its power may have zeros in the place of the rest.
+    let mut bytes = broken_off(&[None, Some(2000), Some(link)]);
+    let length = bytes.len();
+    bytes[length - 100..].fill(0);
+    assert_eq!(check(&bytes[..], None).unwrap().state, State::CutOff);
+    // Nothing that a run begins with, or one with another line before it.
+    let text = broken_off(&[None, Some(2000)]);
+    let torn = text.split(|byte| *byte == b'\n').count() as u64;
+    let another = r#"{"schema_version":1,"seq":0,"time":"","job_id":"","prev_hash":"-"#;
+    for (other, line) in [("x", torn), (r#"{"schema_version":1,"seq":1"#, torn), (another, torn + 1)] {
+        for end in ["", "\n"] {
+            let report = check([&text[..], b"\n", other.as_bytes(), end.as_bytes()].concat().as_slice(), None).unwrap();
+            assert_eq!((report.state, report.line), (State::Tampered, Some(line)), "{other}");
+        }
+    }
+}
+
 #[test]
 fn sealed_once_and_nothing_after() {
     let dir = tempfile::tempdir().unwrap();
@@ -641,6 +687,32 @@ proptest! {
         let length = at.index(text.len());
         prop_assume!(length != half);
         prop_assert_eq!(verdict(&text.as_bytes()[..length]), State::CutOff);
+    }
+
+    #[test]
+    fn what_crashes_leave_is_never_tampered_and_what_is_changed_in_it_is(
+        lengths in prop::collection::vec(prop::option::of(2_usize..4000), 1..5),
+        at in any::<prop::sample::Index>(),
+        flip in 1_u8..,
+        cut in any::<prop::sample::Index>(),
+    ) {
+        // The second's link to the first is there.
+        let all = [&lengths[..], &[Some(1500), Some(200), None]].concat();
+        let bytes = broken_off(&all);
+        prop_assert_eq!(check(&bytes[..], None).unwrap().state, State::CutOff);
+        prop_assert_ne!(check(&bytes[..cut.index(bytes.len())], None).unwrap().state, State::Sealed);
+        // What comes before is covered whatever it is: a byte of the last torn lines, of the run after them, and a missing line.
+        let fixed = broken_off(&all[..lengths.len()]).len();
+        let mut flipped = bytes.clone();
+        let place = fixed + at.index(bytes.len() - fixed);
+        flipped[place] ^= flip;
+        prop_assert_ne!(check(&flipped[..], None).unwrap().state, State::Sealed);
+        let lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
+        let n = cut.index(lines.len() - 1);
+        let first = bytes[..fixed].iter().filter(|byte| **byte == b'\n').count();
+        let less = check([&lines[..n], &lines[n + 1..]].concat().concat().as_slice(), None).unwrap();
+        prop_assert_ne!(less.state, State::Sealed);
+        prop_assert!(n < first || n + 1 >= lines.len() - 1 || less.state == State::Tampered, "{} {}", n, first);
     }
 
     #[test]

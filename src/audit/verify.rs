@@ -95,6 +95,36 @@ fn take_suffix<'a>(text: &'a str, mark: &str) -> Option<(&'a str, &'a str)> {
     if is_hex { Some((rest.strip_suffix(mark)?, hex)) } else { None }
 }
 
+/// Why a line is not the one before's next.
+const NOT_NEXT: &str = "does not follow the line before it: lines were changed, removed, added or reordered";
+
+/// A torn line, as far as it goes: a file system that lost its power may have zeros behind it.
+struct Torn<'a>(&'a [u8]);
+
+impl<'a> Torn<'a> {
+    fn new(line: &'a [u8]) -> Self {
+        Self(line.split(|byte| *byte == 0).next().unwrap_or_default())
+    }
+
+    /// Whether it may be a run's first record.
+    fn is_first(&self) -> bool {
+        agree(self.0, br#"{"schema_version":1,"seq":0,"time":""#)
+    }
+
+    /// Whether it may follow the line with this hash. Inside a string the mark's quotes would be escaped.
+    fn follows(&self, prev: &str) -> bool {
+        let mark = br#","prev_hash":""#;
+        let at = self.0.windows(mark.len()).position(|bytes| bytes == mark);
+        let link = at.and_then(|at| self.0.get(at.saturating_add(mark.len())..));
+        link.is_none_or(|link| agree(link, prev.as_bytes()))
+    }
+}
+
+/// As far as both go.
+fn agree(text: &[u8], with: &[u8]) -> bool {
+    text.iter().zip(with).all(|(a, b)| a == b)
+}
+
 /// What has been read so far.
 struct Reader<'a> {
     key: Option<&'a AuditKey>,
@@ -103,8 +133,9 @@ struct Reader<'a> {
     prev: String,
     /// run_id and next seq of the run that is going on, and whether it is sealed.
     run: Option<(String, u64, bool)>,
-    /// A line that is no record: only right where a torn line is followed by the next run.
-    torn: Option<&'static str>,
+    /// The number of a line that is no record, and why: only right where a torn line is followed by the next run. Of several, torn one
+    /// after the other, the first.
+    torn: Option<(u64, &'static str)>,
     /// The number of the last line that was not empty.
     before: u64,
     /// An empty line came after it.
@@ -139,21 +170,28 @@ impl Reader<'_> {
         let (record, has_mac) = match check_line(line, self.key) {
             Ok(record) => record,
             Err(Bad::Changed(why)) => return Err(why),
-            Err(Bad::NoRecord(why)) if self.torn.is_some() => return Err(why),
             Err(Bad::NoRecord(why)) => {
-                // Its prev_hash cannot be read; the next line's covers it.
-                self.torn = Some(why);
+                // The next run's first record may have been torn as well.
+                if let Some((first, why)) = self.torn.filter(|_| !Torn::new(line).is_first()) {
+                    self.report.lines = first;
+                    return Err(why);
+                }
+                if !empty && !Torn::new(line).follows(&self.prev) {
+                    return Err(NOT_NEXT);
+                }
+                // Whether it is as it was written only the next line's prev_hash can say.
+                self.torn.get_or_insert((self.report.lines, why));
                 self.prev = chain::sha256(line);
                 return Ok(());
             }
         };
         let first_of_run = self.run.as_ref().is_none_or(|(run_id, ..)| *run_id != record.run_id);
-        if let Some(why) = self.torn.take() {
+        if let Some((first, why)) = self.torn.take() {
             if record.seq != 0 || !first_of_run {
-                self.report.lines = before; // The line before is the first bad one.
+                self.report.lines = first;
                 return Err(why);
             }
-            self.cut_off(before, "a torn line: its run has no seal");
+            self.cut_off(first, "a torn line: its run has no seal");
             self.run = None;
         }
         if empty && record.seq == 0 && first_of_run && record.prev_hash == chain::sha256(b"") {
@@ -168,7 +206,7 @@ impl Reader<'_> {
             return Err(if self.prev == ZEROS {
                 "does not begin a file: lines before it are missing"
             } else {
-                "does not follow the line before it: lines were changed, removed, added or reordered"
+                NOT_NEXT
             });
         }
         match &mut self.run {
@@ -231,10 +269,15 @@ pub fn check(mut input: impl BufRead, key: Option<&AuditKey>) -> io::Result<Repo
             None => break,
         }
     }
-    if let Some(why) = reader.torn {
+    if let Some((first, why)) = reader.torn.filter(|_| line.is_empty() || !Torn::new(&line).is_first()) {
+        reader.report.lines = first;
         return Ok(reader.tampered(why)); // Whole but no record, and nothing after it that accounts for it.
     }
     let (lines, before) = (reader.report.lines, reader.before);
+    if !line.is_empty() && !reader.empty && !Torn::new(&line).follows(&reader.prev) {
+        reader.report.lines = lines.saturating_add(1);
+        return Ok(reader.tampered(NOT_NEXT));
+    }
     if !line.is_empty() {
         reader.report.lines = lines.saturating_add(1);
         reader.cut_off(lines.saturating_add(1), "the last line is torn");
