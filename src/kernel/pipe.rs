@@ -35,6 +35,65 @@ pub fn queued(pipe: impl AsFd) -> Result<u64, Errno> {
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
+/// A pipe of our own between two others. splice(2) hands pages on with what their writer made of them: of one written in packet mode
+/// (O_DIRECT, pipe(2)) a reader gets what it asks for and loses the rest, and neither the flag nor the mode can be seen from outside. A
+/// copy that is written here is no packet, and leaves by a splice that does not wait, as a write into a shared pipe might.
+#[derive(Debug)]
+pub struct Stage {
+    read: OwnedFd,
+    write: OwnedFd,
+    holds: usize,
+}
+
+impl Stage {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// The errno of `pipe2(2)`.
+    pub fn open() -> Result<Self, Errno> {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        Ok(Self { read: above_stdio(read)?, write: above_stdio(write)?, holds: 0 })
+    }
+
+    /// How many bytes are in it.
+    #[must_use]
+    pub const fn holds(&self) -> usize {
+        self.holds
+    }
+
+    /// Puts in what fits.
+    ///
+    /// # Errors
+    /// `EAGAIN` where nothing fits, `ENOMEM`.
+    pub fn fill(&mut self, bytes: &[u8]) -> Result<usize, Errno> {
+        let n = nix::unistd::write(&self.write, bytes)?;
+        self.holds = self.holds.saturating_add(n);
+        Ok(n)
+    }
+
+    /// Moves what fits to its destination.
+    ///
+    /// # Errors
+    /// As `Destination::splice`.
+    pub fn pour(&mut self, to: &Destination) -> Result<usize, Errno> {
+        let n = to.splice(&self.read, self.holds)?;
+        self.holds = self.holds.saturating_sub(n);
+        Ok(n)
+    }
+
+    /// What is in it, back again.
+    #[must_use]
+    pub fn empty(self) -> Vec<u8> {
+        let mut bytes = vec![0; self.holds];
+        let mut there = 0;
+        while let Ok(n @ 1..) = nix::unistd::read(&self.read, bytes.get_mut(there..).unwrap_or_default()) {
+            there = there.saturating_add(n);
+        }
+        bytes.truncate(there);
+        bytes
+    }
+}
+
 /// Where the relay writes.
 #[derive(Debug)]
 pub struct Destination {
@@ -101,6 +160,12 @@ impl Destination {
     #[must_use]
     pub fn splices(&self) -> bool {
         matches!(self.kind, Kind::Pipe | Kind::File)
+    }
+
+    /// Whether a `Stage` is needed before it.
+    #[must_use]
+    pub fn is_pipe(&self) -> bool {
+        self.kind == Kind::Pipe
     }
 
     /// Moves up to `len` bytes out of the pipe; 0 is the pipe's end. It never waits.

@@ -24,6 +24,19 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             }
             Ok(())
         }
+        // packets SIZE TIMES: writes on a pipe in packet mode, which it makes of its stdout (pipe(2), O_DIRECT), and ends well.
+        "packets" => {
+            let [size, times] = args else { return None };
+            let (size, times): (usize, u32) = (size.parse().unwrap(), times.parse().unwrap());
+            // SAFETY: fcntl(2) with integers.
+            assert_eq!(unsafe { libc::fcntl(1, libc::F_SETFL, libc::O_DIRECT) }, 0);
+            // SAFETY: stdout, which nobody else of this program writes to before it exits.
+            let mut stdout = unsafe { std::fs::File::from_raw_fd(1) };
+            for _ in 0..times {
+                assert!(stdout.write_all(&vec![b'p'; size]).is_ok());
+            }
+            std::process::exit(0);
+        }
         // memory-lowered: the same, after it has made itself no better a choice for the OOM killer than anybody.
         "memory-lowered" => {
             if let Err(errno) = io(std::fs::write("/proc/self/oom_score_adj", "0")) {

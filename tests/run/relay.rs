@@ -211,6 +211,68 @@ fn a_terminal_and_a_socket_are_written_without_waiting() {
     drop((near, pty.master));
 }
 
+/// The packets of `hostile`, relayed to this stdout.
+fn packets(limit: &str, size: &str, times: &str, to: impl Into<Stdio>) -> serde_json::Value {
+    let audit = tempfile::tempdir().unwrap();
+    let mut command = gracekeeper();
+    command.args(["--output-limit", limit, "--monitoring", "off", "--audit-file"]).arg(audit.path().join("audit"));
+    command.arg("--").arg(hostile()).args(["packets", size, times]).stdout(to).stderr(Stdio::null());
+    command.status().unwrap();
+    drop(command);
+    records(&std::fs::read_to_string(audit.path().join("audit")).unwrap()).pop().unwrap()
+}
+
+#[test]
+fn what_is_left_of_a_packet_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |append| {
+        let path = dir.path().join(if append { "append" } else { "plain" });
+        std::fs::OpenOptions::new().create(true).write(!append).append(append).read(append).open(path).unwrap()
+    };
+    let ((near, far), (read, write)) = (std::os::unix::net::UnixStream::pair().unwrap(), stuck());
+    // All of it fits into each of them, so that nobody has to read meanwhile.
+    for (name, to) in [
+        ("file", Stdio::from(file(false))),
+        ("appended", file(true).into()),
+        ("socket", OwnedFd::from(far).into()),
+        ("pipe", write.into()),
+    ] {
+        let seal = packets("1000", "4000", "1", to);
+        assert_eq!(seal["status"], "output_limit", "{name}: {seal:#}");
+        assert_eq!(seal["output"]["delivered"], 1000, "{name}: {seal:#}");
+        assert_eq!(seal["output"]["beyond"], 3000, "{name}: {seal:#}");
+    }
+    for name in ["plain", "append"] {
+        assert_eq!(std::fs::metadata(dir.path().join(name)).unwrap().len(), 1000, "{name}");
+    }
+    for mut from in [Box::new(near) as Box<dyn Read>, Box::new(read)] {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len(), 1000);
+    }
+}
+
+#[test]
+fn a_packet_reaches_a_reader_of_little_whole() {
+    let reads = |mut read: std::fs::File| {
+        std::thread::spawn(move || {
+            let mut total = 0;
+            while let n @ 1.. = read.read(&mut [0; 100]).unwrap() {
+                total += n;
+            }
+            total
+        })
+    };
+    let (read, write) = stuck();
+    let reader = reads(read);
+    assert!(Command::new(hostile()).args(["packets", "4000", "50"]).stdout(write).status().unwrap().success());
+    assert_eq!(reader.join().unwrap(), 50 * 100, "control: a packet is read once");
+    let (read, write) = stuck();
+    let reader = reads(read);
+    let seal = packets("1M", "4000", "50", write);
+    assert_eq!((reader.join().unwrap(), seal["output"]["delivered"].as_u64()), (200_000, Some(200_000)), "{seal:#}");
+}
+
 #[test]
 fn without_a_limit_there_is_no_pipe() {
     let (mut read, write) = stuck();
