@@ -380,7 +380,7 @@ impl Log {
         self.repeat_troubles(&mut body);
         if !safe
             && let Ok(line) = self.stderr_chain.render_seal(&body, &time, LINE)
-            && let Err(cause) = self.stderr.write(&line, true)
+            && let Err(cause) = self.stderr.write_last(&line)
         {
             self.trouble(format!("audit: {cause}")); // The termination message is still to come, and says so.
         }

@@ -5,6 +5,7 @@
 
 use super::sinks::{above_stdio, errno, refused};
 use crate::kernel::nowait::write_now;
+use crate::kernel::terminal::Terminal;
 use crate::kernel::{Cause, clock};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -35,6 +36,8 @@ pub struct StderrSink {
     /// Others write here as well: what they wrote last may have no newline, and a pipe, a socket or a terminal does not say. Each
     /// line begins on a new one then, at the price of an empty line.
     shared: bool,
+    /// How it was, where it is a terminal.
+    terminal: Option<Terminal>,
 }
 
 impl StderrSink {
@@ -43,7 +46,15 @@ impl StderrSink {
     #[must_use]
     pub fn open() -> Self {
         let Ok(duplicate) = io::stderr().as_fd().try_clone_to_owned() else {
-            return Self { file: None, nonblocking: false, device: false, stuck: false, torn: false, shared: false };
+            return Self {
+                file: None,
+                nonblocking: false,
+                device: false,
+                stuck: false,
+                torn: false,
+                shared: false,
+                terminal: None,
+            };
         };
         Self::from_fd(duplicate)
     }
@@ -52,6 +63,7 @@ impl StderrSink {
     #[must_use]
     pub fn from_fd(fd: OwnedFd) -> Self {
         let file = File::from(fd);
+        let terminal = Terminal::of(&file);
         let regular = file.metadata().is_ok_and(|meta| meta.is_file());
         let device = file.metadata().is_ok_and(|meta| meta.file_type().is_char_device());
         if device || file.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
@@ -59,10 +71,18 @@ impl StderrSink {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let anew = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
             if let Ok(anew) = anew.map_err(refused("open")).and_then(above_stdio) {
-                return Self { file: Some(anew), nonblocking: true, device, stuck: false, torn: false, shared: false };
+                return Self {
+                    file: Some(anew),
+                    nonblocking: true,
+                    device,
+                    stuck: false,
+                    torn: false,
+                    shared: false,
+                    terminal,
+                };
             }
         }
-        Self { file: Some(file), nonblocking: regular, device, stuck: false, torn: false, shared: false }
+        Self { file: Some(file), nonblocking: regular, device, stuck: false, torn: false, shared: false, terminal }
     }
 
     /// Its descriptor.
@@ -83,6 +103,17 @@ impl StderrSink {
     /// What was refused; ETIMEDOUT where nobody reads.
     pub fn write(&mut self, line: &str, patient: bool) -> Result<(), Cause> {
         self.write_within(line, if self.stuck && !patient { Duration::ZERO } else { PATIENCE })
+    }
+
+    /// The line after which nothing follows. The workload may have left a terminal stopped, or with settings that garble it.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub fn write_last(&mut self, line: &str) -> Result<(), Cause> {
+        if let (Some(terminal), Some(file)) = (&self.terminal, &self.file) {
+            terminal.give_back(file);
+        }
+        self.write(line, true)
     }
 
     /// One line, given up after `patience`.

@@ -28,5 +28,6 @@ pub mod signals;
 pub mod sockdiag;
 pub mod sockets;
 pub mod spawn;
+pub mod terminal;
 
 pub use outcome::{Cause, Outcome};

@@ -44,6 +44,25 @@ pub fn attack(name: &str) -> Option<Tried> {
                 moved
             }
         }
+        // Stops the output of the terminal on stderr, and leaves it so; a word about it would wait for ever.
+        "output-off" => {
+            // SAFETY: integers.
+            if let Err(errno) = sys(unsafe { libc::tcflow(2, libc::TCOOFF) }.into()) {
+                return Some(Err(errno));
+            }
+            std::process::exit(10);
+        }
+        // Each letter becomes a capital, and no line ends at the left any more.
+        "capitals" => {
+            // SAFETY: an all-zero termios is one, and both calls have a valid pointer to it.
+            let set = unsafe {
+                let mut termios: libc::termios = std::mem::zeroed();
+                libc::tcgetattr(2, &raw mut termios);
+                termios.c_oflag = libc::OPOST | libc::OLCUC;
+                libc::tcsetattr(2, libc::TCSANOW, &raw const termios)
+            };
+            sys(set.into()).map(drop)
+        }
         _ => return None,
     })
 }

@@ -4,6 +4,7 @@
 use super::place::*;
 use super::support::*;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -67,6 +68,25 @@ impl Session {
             if let Ok(bytes) = self.seen.recv_timeout(Duration::from_millis(100)) {
                 self.text += &String::from_utf8_lossy(&bytes);
             }
+        }
+    }
+
+    /// Everything that came until the program's end.
+    fn end(mut self) -> String {
+        self.child.wait().unwrap();
+        // The last of those who had the terminal is gone: reading it ends.
+        while let Ok(bytes) = self.seen.recv_timeout(Duration::from_secs(60)) {
+            self.text += &String::from_utf8_lossy(&bytes);
+        }
+        std::mem::take(&mut self.text)
+    }
+
+    fn settings(&self) -> libc::termios {
+        let mut now = std::mem::MaybeUninit::uninit();
+        // SAFETY: fills the structure at a valid pointer, where it answers 0.
+        unsafe {
+            assert_eq!(libc::tcgetattr(self.master.as_raw_fd(), now.as_mut_ptr()), 0);
+            now.assume_init()
         }
     }
 
@@ -134,6 +154,52 @@ fn it_is_given_back() {
     assert!(taken(&without), "control: {without}");
     let full = session(Guard::Full, "foreground");
     assert!(!taken(&full) && full.contains("succeeded"), "{full}");
+}
+
+/// Without an audit file the terminal is where the record is.
+#[test]
+fn it_gets_the_seal_whatever_was_done_to_it() {
+    if !able() {
+        return;
+    }
+    let sealed = |guard: Guard<'_>, attack: &str| {
+        let binary = if matches!(guard, Guard::Full) { Path::new(BINARY) } else { switched() };
+        let mut command = Command::new(binary);
+        command.arg("--").arg(hostile()).arg(attack);
+        let text = Session::new(&mut command, guard).end();
+        assert!(text.contains("evaluation_started"), "{attack}: {text}");
+        // As it was written: with the ends of lines that a terminal makes.
+        let lines: String = text.split("\r\n").filter(|l| l.starts_with('{')).map(|l| format!("{l}\n")).collect();
+        let report = gracekeeper::audit::verify::check(lines.as_bytes(), None).unwrap();
+        report.state == gracekeeper::audit::verify::State::Sealed
+    };
+    for attack in ["output-off", "capitals"] {
+        assert!(!sealed(Guard::Without("terminal"), attack), "control: {attack}");
+        assert!(sealed(Guard::Full, attack), "{attack}");
+    }
+}
+
+/// One that runs in the background gives nothing back to a shell that has set the terminal for itself.
+#[test]
+fn a_shell_at_its_prompt_keeps_its_settings() {
+    if !able() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let go = dir.path().join("go");
+    let mut bash = Session::new(Command::new("bash").args(["--norc", "--noprofile", "-i"]), Guard::Full);
+    bash.expect("prompt ");
+    bash.say(&format!("{BINARY} -- sh -c 'until [ -e {} ]; do sleep 0.01; done' &\n", go.display()));
+    bash.expect("evaluation_started");
+    until("the shell reads a line", || bash.settings().c_lflag & libc::ICANON == 0);
+    let mut own = bash.settings();
+    own.c_lflag ^= libc::ECHOK;
+    // SAFETY: reads a valid structure; the settings of a master are its slave's.
+    assert_eq!(unsafe { libc::tcsetattr(bash.master.as_raw_fd(), libc::TCSANOW, &raw const own) }, 0);
+    std::fs::write(&go, "").unwrap();
+    bash.expect("evaluation_terminated");
+    assert!(bash.settings() == own);
+    bash.say("exit\n");
 }
 
 /// "My own group" must not become the supervisor's, for one that shares its session.
