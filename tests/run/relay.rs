@@ -304,16 +304,18 @@ fn a_gigabyte_at_the_speed_of_cat() {
         counter.wait().unwrap();
         (child.wait().unwrap(), text.trim().parse::<u64>().unwrap(), began.elapsed())
     };
-    let producer = format!("head -c {amount} /dev/zero");
-    let (_, _, cat) = count({
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("{producer} | cat")]);
-        command
+    in_three(|| {
+        let producer = format!("head -c {amount} /dev/zero");
+        let (_, _, cat) = count({
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("{producer} | cat")]);
+            command
+        });
+        let (command, _audit) = limited("2Gi", &["--timeout", "60s"], &producer);
+        let (status, bytes, ours) = count(command);
+        println!("1 GiB: cat {cat:?}, the relay {ours:?}");
+        assert_eq!((status.code(), bytes), (Some(0), amount));
+        // A bound for a noisy machine: the class is what is tested here, the figure is the bench's.
+        assert!(ours < cat * 4 + Duration::from_secs(1), "cat {cat:?}, the relay {ours:?}");
     });
-    let (command, _audit) = limited("2Gi", &["--timeout", "60s"], &producer);
-    let (status, bytes, ours) = count(command);
-    println!("1 GiB: cat {cat:?}, the relay {ours:?}");
-    assert_eq!((status.code(), bytes), (Some(0), amount));
-    // A bound for a noisy machine: the class is what is tested here, the figure is the bench's.
-    assert!(ours < cat * 4 + Duration::from_secs(1), "cat {cat:?}, the relay {ours:?}");
 }
