@@ -195,7 +195,8 @@ impl Confinement {
             supervisor: ctx.supervisor,
             thread: ctx.thread,
             rlimits: [
-                (libc::RLIMIT_NPROC, settings.nproc),
+                // Our other thread counts as one of the user's processes, and is none of the workload's.
+                (libc::RLIMIT_NPROC, settings.nproc.map(|most| most.saturating_add(u64::from(ctx.thread.is_some())))),
                 (libc::RLIMIT_NOFILE, settings.nofile),
                 (libc::RLIMIT_FSIZE, settings.fsize),
             ],
@@ -224,6 +225,12 @@ impl Confinement {
             }
             Share::Free | Share::Tight => None,
         }
+    }
+
+    /// Whether the supervisor had another thread when this was made.
+    #[must_use]
+    pub const fn has_thread(&self) -> bool {
+        self.thread.is_some()
     }
 
     /// Whether there is a CPU quota.

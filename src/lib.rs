@@ -200,7 +200,15 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
             supervisor.facts.error(line);
             return Err(errno);
         }
-        spawn::spawn(&c, &confinement, output).inspect_err(|e| {
+        let spawned = match spawn::spawn(&c, &confinement, output) {
+            // No room for another process: our other thread takes one place, and the command matters more.
+            Err(Errno::EAGAIN) if confinement.has_thread() => {
+                supervisor.shared.log().dismiss_thread();
+                spawn::spawn(&c, &confinement, output)
+            }
+            spawned => spawned,
+        };
+        spawned.inspect_err(|e| {
             supervisor.facts.error(format!("fork: {} ({e:?})", e.desc()));
         })
     });

@@ -42,8 +42,8 @@ pub struct Config {
     pub required: bool,
 }
 
-/// What the termination message gets where the audit file's disk used up the time: it may lie on another one.
-const MESSAGE_PATIENCE: Duration = Duration::from_millis(20);
+/// What the audit file's disk gets where the time is over already, and the termination message where that disk used it up.
+const AT_LEAST: Duration = Duration::from_millis(30);
 /// How long the ladder waits for the disk to take a record; what comes after one that it has not taken waits in memory.
 const PATIENCE: Duration = Duration::from_millis(5);
 /// When a disk that has not answered is looked at again.
@@ -99,6 +99,8 @@ pub struct Log {
     due: Option<Instant>,
     /// The trigger's record is to be synced then.
     soon: Option<Instant>,
+    /// The disk was given up at the end.
+    is_late: bool,
     /// Why the file is not there, or stopped taking records.
     file_cause: Option<Cause>,
     file_chain: Chain,
@@ -196,6 +198,7 @@ impl Log {
             waiting: VecDeque::new(),
             due: None,
             soon: None,
+            is_late: false,
             file_chain,
             stderr,
             stderr_chain: Chain::new(config.job_id, run_id, zeros, config.key),
@@ -366,35 +369,51 @@ impl Log {
             self.stderr.share();
         }
         let time = rfc3339(SystemTime::now());
+        // Who was without a CPU beyond that time has a disk that did nothing wrong.
+        let until = until.max(clock::now().plus(AT_LEAST));
         self.go_on(until);
         if self.asked.is_some() {
             self.late();
         }
         if self.dropped > 0 {
-            let dropped = format!("audit: {} records were dropped: no space, or nobody read stderr", self.dropped);
+            let dropped = format!(
+                "audit: {} records were dropped: no space, no answer of the disk, or nobody read stderr",
+                self.dropped
+            );
             self.troubles.push(dropped);
         }
         let _ = self.have_done(Task::Look, until);
         self.repeat_troubles(&mut body);
         let safe = self.seal_file(&body, &time, until);
         self.repeat_troubles(&mut body);
+        if self.is_late {
+            // The time is up: before stderr, whose reader may be stuck as well.
+            self.leave_message(&body, &time, safe, until, alone);
+            self.repeat_troubles(&mut body);
+            self.divert_rest();
+        }
         if !safe
             && let Ok(line) = self.stderr_chain.render_seal(&body, &time, LINE)
             && let Err(cause) = self.stderr.write_last(&line)
         {
             self.trouble(format!("audit: {cause}")); // The termination message is still to come, and says so.
         }
-        self.repeat_troubles(&mut body);
-        if let Some(message) = &self.message {
-            // The very line that was sealed, where it fits: nothing follows a seal, so neither chain goes on.
-            let chain = if safe { &self.file_chain } else { &self.stderr_chain };
-            let until = until.max(clock::now().plus(MESSAGE_PATIENCE));
-            if let Ok(line) = chain.render_seal(&body, &time, MESSAGE_LIMIT)
-                && let Err(cause) = message.replace(line, until, alone)
-            {
-                self.message_cause = Some(cause);
-                self.troubles.push(format!("termination log: {cause}"));
-            }
+        if !self.is_late {
+            self.repeat_troubles(&mut body);
+            self.leave_message(&body, &time, safe, until, alone);
+        }
+    }
+
+    /// The termination message: the very line that was sealed, where it fits. Nothing follows a seal, so neither chain goes on.
+    fn leave_message(&mut self, body: &EvaluationTerminated, time: &str, safe: bool, until: Instant, alone: bool) {
+        let Some(message) = &self.message else { return };
+        let chain = if safe { &self.file_chain } else { &self.stderr_chain };
+        let until = until.max(clock::now().plus(AT_LEAST));
+        if let Ok(line) = chain.render_seal(body, time, MESSAGE_LIMIT)
+            && let Err(cause) = message.replace(line, until, alone)
+        {
+            self.message_cause = Some(cause);
+            self.troubles.push(format!("termination log: {cause}"));
         }
     }
 
@@ -450,11 +469,16 @@ impl Log {
         done
     }
 
-    /// The disk was given up: what waits for it goes to stderr, as the seal will.
+    /// The disk was given up.
     fn late(&mut self) {
         let cause = Cause::because(LATE);
+        self.is_late = true;
         self.file_cause = Some(cause);
         self.troubles.push(format!("audit file: {cause}"));
+    }
+
+    /// What waits for a disk that was given up goes to stderr, as the seal will.
+    fn divert_rest(&mut self) {
         // Whether the one that it was at is in the file, nobody knows.
         if let Some(Asked::Line(body, time, _)) = self.asked.take() {
             self.divert(&body, &time);
@@ -501,6 +525,13 @@ impl Log {
             ("termination_message", message),
             ("audit_mac", mac),
         ]
+    }
+
+    /// Does without the thread, where the workload needs its place (pids limit, RLIMIT_NPROC); before there is one.
+    pub fn dismiss_thread(&mut self) {
+        if let Some(why) = self.file.as_mut().and_then(Scribe::dismiss) {
+            self.trouble(why.to_owned());
+        }
     }
 
     /// The number of the thread that writes to the file, where there is one.

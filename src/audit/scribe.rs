@@ -5,7 +5,7 @@
 //! Invariants: one task at a time, in the order in which they were asked for; who asks waits as long as it says and no longer, and
 //! asks nothing more until the answer is there.
 
-use super::sinks::{AuditSink, Done, Task};
+use super::sinks::{AuditSink, Done, Task, Written};
 use crate::kernel::{Cause, clock};
 use crate::machine::types::Instant;
 use crate::switches::without;
@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+const WHY: &str = "audit file: no thread for it: the kill waits for its disk";
 /// Enough for the few calls that are made there.
 const STACK: usize = 64 * 1024;
 
@@ -54,18 +55,21 @@ impl Desk {
     }
 
     /// The scribe's life.
-    fn serve(&self, mut sink: AuditSink) {
+    fn serve(&self, mut sink: AuditSink) -> AuditSink {
         self.answer(|paper| paper.thread = nix::unistd::gettid().as_raw());
         loop {
-            match self.bell.read() {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                // Without a bell nobody can be served; who asks finds out by waiting.
-                Err(_) => return,
+            let rung = self.bell.read().is_ok();
+            // By itself: in the match it would hold the paper until its end.
+            let task = self.paper().task.take();
+            match task {
+                Some(task) => {
+                    let done = sink.perform(task);
+                    self.answer(|paper| paper.answer = Some(done));
+                }
+                // Rung without a task: nobody will ask any more.
+                None if rung => return sink,
+                None => std::thread::yield_now(),
             }
-            // Rung without a task: nobody will ask any more.
-            let Some(task) = self.paper().task.take() else { return };
-            let done = sink.perform(task);
-            self.answer(|paper| paper.answer = Some(done));
         }
     }
 
@@ -103,7 +107,7 @@ enum How {
         thread: i32,
         busy: bool,
         /// Until it is waited for.
-        life: Option<JoinHandle<()>>,
+        life: Option<JoinHandle<Option<AuditSink>>>,
     },
 }
 
@@ -127,7 +131,6 @@ impl Scribe {
         if sink.is_in_memory() || without("beside") {
             return (with(How::Here(Box::new(sink))), None);
         }
-        const WHY: &str = "audit file: no thread for it: the kill waits for its disk";
         let flags = EfdFlags::EFD_CLOEXEC;
         let fds = EventFd::from_flags(flags)
             .and_then(|bell| Ok((bell, EventFd::from_flags(flags | EfdFlags::EFD_NONBLOCK)?)));
@@ -138,9 +141,7 @@ impl Scribe {
         let (theirs, taken) = (Arc::clone(&desk), Arc::clone(&handed));
         let serve = move || {
             let sink = taken.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(sink) = sink {
-                theirs.serve(sink);
-            }
+            sink.map(|sink| theirs.serve(sink))
         };
         let Ok(life) = std::thread::Builder::new().stack_size(STACK).spawn(serve) else {
             let sink = handed.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -209,8 +210,14 @@ impl Scribe {
             }
             How::Beside { desk, busy, .. } => {
                 desk.paper().task = Some(task);
+                // It may have been seen all the same.
+                if let Err(errno) = desk.bell.write(1)
+                    && desk.paper().task.take().is_some()
+                {
+                    let written = Written::Failed(Cause::refused("write to an eventfd", errno));
+                    return Some(Done { written, disturbed: self.disturbed, unreserved: self.unreserved });
+                }
                 *busy = true;
-                let _ = desk.bell.write(1);
                 self.wait(until)
             }
         }
@@ -227,6 +234,20 @@ impl Scribe {
         Some(self.note(done))
     }
 
+    /// Does without the thread, where it has nothing to do; why the kill will wait for the disk then.
+    pub fn dismiss(&mut self) -> Option<&'static str> {
+        let sink = self.end()?;
+        self.how = How::Here(Box::new(sink));
+        Some(WHY)
+    }
+
+    /// Ends the thread, unless it has not answered; what it wrote with.
+    fn end(&mut self) -> Option<AuditSink> {
+        let How::Beside { desk, busy: false, life, .. } = &mut self.how else { return None };
+        desk.bell.write(1).ok()?;
+        life.take()?.join().ok()?
+    }
+
     /// Keeps what the file is now.
     fn note(&mut self, done: Done) -> Done {
         self.disturbed = done.disturbed;
@@ -239,9 +260,6 @@ impl Scribe {
 /// answered is left alone.
 impl Drop for Scribe {
     fn drop(&mut self) {
-        if let How::Beside { desk, busy: false, life, .. } = &mut self.how {
-            let _ = desk.bell.write(1);
-            let _ = life.take().map(JoinHandle::join);
-        }
+        drop(self.end());
     }
 }
