@@ -87,7 +87,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
     }
     let relay = settings.output_limit.map(Relay::open).transpose()?;
     let signals = signals::Signals::open().map_err(|e| format!("cannot handle signals: {e}"))?;
-    let everything = Everything::new(pid1).map_err(|e| format!("cannot become child subreaper: {e}"))?;
+    let everything = Everything::new(pid1).map_err(|e| format!("cannot find what will be the workload's: {e}"))?;
     let log = Log::open(Config {
         file: settings.audit_file.clone(),
         pid1,
@@ -147,7 +147,8 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         let started = facts.started(&log.notes());
         log.write(&Body::EvaluationStarted(Box::new(started)));
     }
-    let closed_before = if pid1 { Vec::new() } else { kernel::sockdiag::orphans(shared.everything().proc_()) };
+    let closed_before =
+        if pid1 { Vec::new() } else { kernel::sockdiag::orphans(shared.everything().proc_()).unwrap_or_default() };
     let watch = watch::sample::Watch::new(settings.monitoring, pid1);
     facts.enforced("monitoring", watch.outcome());
     let limited = shared.everything().has_a_limit();

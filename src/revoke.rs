@@ -81,7 +81,8 @@ pub fn revoke(everything: &mut Everything, until: Instant) -> Revoked {
         return done;
     };
     let hidden = everything.hidden();
-    if members.is_empty() && hidden == 0 {
+    let shown = hidden == 0 && (everything.namespace_is_empty() || !proc::hides());
+    if members.is_empty() && shown {
         // It ended while we looked.
         everything.signal(Signal::SIGCONT);
         done.files = "enforced";
@@ -98,7 +99,6 @@ pub fn revoke(everything: &mut Everything, until: Instant) -> Revoked {
         done.frozen.all = true;
         done.error("not everything came to a stop in time: no socket is cut, everything stays stopped".to_owned());
     }
-    let shown = hidden == 0 && !proc::hides();
     if !shown {
         done.error("/proc hides processes (hidepid): not everything can be seen".to_owned());
         // As PID 1 whoever is hidden has been stopped with the others.
@@ -240,10 +240,18 @@ impl Revoked {
             let mut threads = Vec::new();
             if stat.threads > 1 {
                 // Every thread may have a table of its own (unshare(2), CLONE_FILES).
-                let _ = proc_.each_number(&format!("{}/task", stat.pid), |tid| {
+                let listed = proc_.each_number(&format!("{}/task", stat.pid), |tid| {
                     threads.push(tid);
                     true
                 });
+                if let Err(errno) = listed
+                    && !proc::is_gone(errno)
+                {
+                    outside.hidden = true;
+                    self.frozen.all = true;
+                    self.error(format!("pid {}: its threads cannot be listed: {errno:?}", stat.pid));
+                    continue;
+                }
             }
             if threads.is_empty() {
                 threads.push(stat.pid);
@@ -254,7 +262,9 @@ impl Revoked {
                     break 'members;
                 }
                 match self.cut_thread(&mut pass, stat.pid, tid) {
-                    Ok(()) | Err(Errno::ENOENT | Errno::ESRCH) => {}
+                    Ok(()) => {}
+                    // ptrace(2) has the same word for one that is there and not stopped.
+                    Err(errno) if proc::is_gone(errno) && proc_.thread_is_gone(stat.pid, tid) => {}
                     Err(Errno::ETIME | Errno::ETIMEDOUT) => {
                         outside.late = true;
                         break 'members;
@@ -283,7 +293,7 @@ impl Revoked {
         };
         let mut left = match pass.outside(pid, tid) {
             // One that has ended has given its table back, and what is left of it is shown as root's.
-            Err(Errno::EACCES) if pass.proc_.thread_ended(pid, tid) => return Ok(()),
+            Err(Errno::EACCES) if pass.proc_.thread_is_gone(pid, tid) => return Ok(()),
             found => found?,
         };
         if !left.is_empty() {
@@ -348,11 +358,33 @@ impl Revoked {
     }
 
     /// Closed sockets that still send what was queued in them: nobody holds them, so nobody can cut them. `whose` says whose they are.
-    pub fn orphans(&mut self, closed: &[Socket], whose: &str) {
-        if !closed.is_empty() {
-            let bytes = closed.iter().fold(0, |bytes, socket| bytes + u64::from(socket.queued));
-            self.network = "degraded";
-            self.error(format!("{} closed sockets{whose} still have {bytes} bytes to send", closed.len()));
-        }
+    pub fn orphans(&mut self, closed: Result<Vec<Socket>, Errno>, whose: &str) {
+        let said = match closed {
+            Ok(none) if none.is_empty() => return,
+            Ok(closed) => {
+                let bytes = closed.iter().fold(0, |bytes, socket| bytes + u64::from(socket.queued));
+                format!("{} closed sockets{whose} still have {bytes} bytes to send", closed.len())
+            }
+            Err(errno) => format!("closed sockets cannot be looked for: {errno:?}"),
+        };
+        self.network = "degraded";
+        self.error(said);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_for_is_not_said_to_be_none() {
+        let mut done = Revoked { network: "enforced", ..Revoked::default() };
+        done.orphans(Ok(Vec::new()), "");
+        assert_eq!((done.network, done.errors.len()), ("enforced", 0));
+        done.orphans(Err(Errno::EPERM), "");
+        assert_eq!(
+            (done.network, done.errors),
+            ("degraded", vec!["closed sockets cannot be looked for: EPERM".to_owned()])
+        );
     }
 }

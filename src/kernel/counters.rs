@@ -4,6 +4,7 @@
 
 use super::files::lossy;
 use super::proc::Proc;
+use nix::errno::Errno;
 
 /// How much of a table is read: the protocols' are up to 3.2 KB, `net/dev` has 122 bytes for each interface.
 const MOST: u64 = 64 * 1024;
@@ -53,8 +54,13 @@ impl Counters {
         let bytes_sent = text(proc_, c"net/dev").and_then(|t| sent(&t));
         let network_attempts = known(bytes_sent).or_else(|| {
             let attempts = text(proc_, c"net/snmp").and_then(|t| snmp(&t));
-            let attempts6 = text(proc_, c"net/snmp6").and_then(|t| snmp6(&t)).unwrap_or(0);
-            attempts.map(|a| a.saturating_add(attempts6))
+            let attempts6 = match proc_.following(c"net/snmp6", MOST) {
+                Ok(t) => snmp6(&lossy(&t)),
+                // A kernel without IPv6.
+                Err(Errno::ENOENT) => Some(0),
+                Err(_) => None,
+            };
+            attempts.zip(attempts6).map(|(four, six)| four.saturating_add(six))
         });
         Self { last_pid: None, bytes_sent, network_attempts }
     }

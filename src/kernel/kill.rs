@@ -5,7 +5,7 @@
 
 use super::clock;
 use super::pressure::Pressure;
-use super::proc::{Identity, Proc, Stat};
+use super::proc::{Identity, Proc, Stat, is_gone};
 use super::reap;
 use crate::machine::types::Instant;
 use crate::switches::without;
@@ -70,7 +70,8 @@ impl Everything {
     /// Looks at what is there before the spawn, and makes every orphan come to us (PR_SET_CHILD_SUBREAPER, prctl(2)).
     ///
     /// # Errors
-    /// The errno of `prctl(2)` as not PID 1: without it an orphan of the workload could not be found.
+    /// As not PID 1 the errno of `prctl(2)`, without which an orphan of the workload could not be found; `EIO` where not everybody who
+    /// is there can be looked at.
     pub fn new(pid1: bool) -> Result<Self, Errno> {
         let myself = nix::unistd::getpid().as_raw();
         let mut everything = Self {
@@ -89,7 +90,10 @@ impl Everything {
         };
         if !pid1 {
             nix::sys::prctl::set_child_subreaper(!without("subreaper"))?;
-            everything.find();
+            if !everything.find() && everything.proc_.is_some() {
+                // Who was there before could be killed for the workload's.
+                return Err(Errno::EIO);
+            }
             everything.strangers = everything.found.iter().map(Stat::identity).collect();
             everything.hidden_strangers = everything.hidden.drain(..).collect();
         }
@@ -211,22 +215,20 @@ impl Everything {
         }
         self.table.clear();
         self.found.clear();
-        let (mut names, mut many) = (0u64, false);
+        let (mut names, mut many, mut known) = (0u64, false, true);
         let until = clock::used() + self.patience;
         let whole = proc_.each_pid(|pid| {
             names += 1;
-            if !many
-                && pid != self.myself
-                && let Ok(stat) = proc_.stat(pid)
-                && !stat.is_dead()
-            {
-                self.found.push(stat);
+            if !many && pid != self.myself {
+                let seen = shown(proc_, pid);
+                known &= seen.is_ok();
+                self.found.extend(seen.ok().flatten().filter(|stat| !stat.is_dead()));
                 many = self.found.len() > MANY;
             }
             // A name alone is cheaper than the question.
             (many && !names.is_multiple_of(16)) || clock::used() < until
         });
-        if !whole {
+        if !(whole && known) {
             self.weary_until = clock::now().plus(REST);
             return None;
         }
@@ -286,9 +288,8 @@ impl Everything {
         let until = clock::now().plus(at_most);
         let mut paused = Vec::new();
         loop {
-            self.find();
+            let mut still = self.find();
             let Some(proc_) = &self.proc_ else { return paused };
-            let mut still = true;
             for stat in &self.found {
                 // The threads by themselves after the process, and not at once: it stops most of them.
                 let who = stat.identity();
@@ -346,7 +347,7 @@ impl Everything {
         None
     }
 
-    /// Whether the pass was a whole one.
+    /// Whether the pass was a whole one: nobody is missing for an error of ours.
     fn find(&mut self) -> bool {
         self.table.clear();
         self.found.clear();
@@ -354,12 +355,14 @@ impl Everything {
         self.dead = 0;
         let Some(proc_) = &self.proc_ else { return false };
         let until = self.pid1.then(|| clock::used() + self.patience);
-        let whole = proc_.each_pid(|pid| {
-            if let Ok(stat) = proc_.stat(pid) {
-                self.table.push(stat);
-            }
+        let mut known = true;
+        let listed = proc_.each_pid(|pid| {
+            let seen = shown(proc_, pid);
+            known &= seen.is_ok();
+            self.table.extend(seen.ok().flatten());
             until.is_none_or(|until| clock::used() < until)
         });
+        let whole = listed && known;
         if self.pid1 {
             if !whole {
                 self.weary_until = clock::now().plus(REST);
@@ -384,13 +387,13 @@ impl Everything {
                 }
             }
         }
-        self.find_hidden();
-        true
+        self.find_hidden() && whole
     }
 
     /// Our children that the walk did not show: hidepid keeps back who made itself undumpable. Its own children come to us when it is dead.
-    fn find_hidden(&mut self) {
-        let Some(proc_) = self.proc_.as_ref().filter(|_| !without("hidden")) else { return };
+    /// Whether they could be listed.
+    fn find_hidden(&mut self) -> bool {
+        let Some(proc_) = self.proc_.as_ref().filter(|_| !without("hidden")) else { return true };
         self.hidden_strangers.retain(|&pid| reap::is_child(pid));
         proc_.each_child(|pid| {
             let shown = self.table.binary_search_by_key(&(self.myself, pid), |s| (s.ppid, s.pid)).is_ok();
@@ -405,7 +408,16 @@ impl Everything {
                 Err(_) if reap::is_alive(pid) => self.hidden.push(pid),
                 Err(_) => self.dead += 1,
             }
-        });
+        })
+    }
+}
+
+/// What `/proc` says of a process; nothing of one that is gone, or that hidepid=1 keeps back (`proc::hides`).
+fn shown(proc_: &Proc, pid: i32) -> Result<Option<Stat>, Errno> {
+    match proc_.stat(pid) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(errno) if is_gone(errno) || matches!(errno, Errno::EACCES | Errno::EPERM) => Ok(None),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -169,12 +169,6 @@ impl Proc {
         Ok(stat)
     }
 
-    /// Whether the thread has ended, and is only still shown: a main thread before the others, or one that its tracer is to wait for.
-    #[must_use]
-    pub fn thread_ended(&self, pid: i32, tid: i32) -> bool {
-        self.stat_of(format_args!("{pid}/task/{tid}/stat")).is_ok_and(|thread| thread.has_ended())
-    }
-
     /// Whether the thread, which a SIGSTOP has been sent to, runs nothing more before SIGCONT and makes no call any more: stopped
     /// by a signal, by a tracer, or dead.
     ///
@@ -206,14 +200,15 @@ impl Proc {
         call.is_some_and(|call| CALLS.contains(&call))
     }
 
-    /// Whether the page at an address of a stopped process is in memory (proc_pid_pagemap(5)).
+    /// Whether the page at an address of a stopped thread's memory is there (proc_pid_pagemap(5)); by the thread, since a main thread
+    /// that has ended has no memory any more.
     ///
     /// # Errors
     /// `ENOENT` where the kernel has no such file; that of `openat(2)` or `pread(2)`.
-    pub fn is_in_memory(&self, pid: i32, address: u64) -> Result<bool, Errno> {
+    pub fn is_in_memory(&self, pid: i32, tid: i32, address: u64) -> Result<bool, Errno> {
         const PRESENT: u64 = 1 << 63;
         let mut buffer = [0u8; PATH];
-        let path = below(&mut buffer, format_args!("{pid}/pagemap"))?;
+        let path = below(&mut buffer, format_args!("{pid}/task/{tid}/pagemap"))?;
         let file = openat(self.root.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         // SAFETY: sysconf(3) takes an integer.
         let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(|_| Errno::EINVAL)?.max(1);
@@ -232,6 +227,15 @@ impl Proc {
         text.get(..n).unwrap_or_default()
     }
 
+    /// Whether thread `tid` of `pid` is gone for sure, or only still shown; what cannot be looked at is not.
+    #[must_use]
+    pub fn thread_is_gone(&self, pid: i32, tid: i32) -> bool {
+        match self.stat_of(format_args!("{pid}/task/{tid}/stat")) {
+            Ok(thread) => thread.has_ended(),
+            Err(errno) => is_gone(errno),
+        }
+    }
+
     /// Whether `tid` is a thread of `pid`.
     #[must_use]
     pub fn has_thread(&self, pid: i32, tid: i32) -> bool {
@@ -245,15 +249,18 @@ impl Proc {
         Stat::parse(line.get(..n).unwrap_or_default()).ok_or(Errno::EINVAL)
     }
 
-    /// Calls `each` with what `/proc/PID/task` says of every thread, while it answers `true`; whether that was to the end.
+    /// Calls `each` with what `/proc/PID/task` says of every thread, while it answers `true`; whether that was to the end, and each
+    /// could be looked at.
     pub fn each_thread(&self, pid: i32, mut each: impl FnMut(&Stat) -> bool) -> bool {
         let mut buffer = [0u8; PATH];
         let Ok(path) = below(&mut buffer, format_args!("{pid}/task")) else { return false };
         openat(self.root.as_fd(), path, LIST, Mode::empty()).is_ok_and(|list| {
-            // A thread that has ended meanwhile is nobody to ask about.
-            each_number(&list, |tid| {
-                self.stat_of(format_args!("{pid}/task/{tid}/stat")).map_or(true, |stat| each(&stat))
-            })
+            let whole = each_number(&list, |tid| match self.stat_of(format_args!("{pid}/task/{tid}/stat")) {
+                Ok(stat) => each(&stat),
+                // A thread that has ended meanwhile is nobody to ask about.
+                Err(errno) => is_gone(errno),
+            });
+            whole == Ok(true)
         })
     }
 
@@ -297,7 +304,7 @@ impl Proc {
     /// whether that was to the end.
     pub fn each_pid(&self, each: impl FnMut(i32) -> bool) -> bool {
         // A descriptor of its own, so that the position is the start and nobody else's.
-        openat(self.root.as_fd(), ".", LIST, Mode::empty()).is_ok_and(|list| each_number(&list, each))
+        openat(self.root.as_fd(), ".", LIST, Mode::empty()).is_ok_and(|list| each_number(&list, each) == Ok(true))
     }
 
     /// Calls `each` with every number that names an entry of a directory below `/proc`, while it answers `true`: the threads of
@@ -305,43 +312,59 @@ impl Proc {
     /// numbers are.
     ///
     /// # Errors
-    /// The errno of `openat(2)`.
+    /// The errno of `openat(2)` or `getdents64(2)`.
     pub fn each_number(&self, dir: &str, each: impl FnMut(i32) -> bool) -> Result<bool, Errno> {
         let list = openat(self.root.as_fd(), dir, LIST, Mode::empty())?;
-        Ok(each_number(&list, each))
+        each_number(&list, each)
     }
 
     /// Our own children, as the kernel lists them whatever `/proc` hides (proc_tid_children(5)); nobody where the kernel has no such
-    /// file (CONFIG_PROC_CHILDREN). One that is born or ends meanwhile may be missing.
-    pub fn each_child(&self, mut each: impl FnMut(i32)) {
-        let _ = self.each_number("self/task", |tid| {
+    /// file (CONFIG_PROC_CHILDREN). One that is born or ends meanwhile may be missing. Whether all of the lists could be read.
+    pub fn each_child(&self, mut each: impl FnMut(i32)) -> bool {
+        let mut whole = true;
+        let listed = self.each_number("self/task", |tid| {
             let mut buffer = [0u8; PATH];
             let path = below(&mut buffer, format_args!("self/task/{tid}/children"));
-            let text = path.and_then(|path| self.following(path, CHILDREN)).unwrap_or_default();
+            let text = path.and_then(|path| self.following(path, CHILDREN));
+            whole &= text.as_ref().map_or_else(|&errno| is_gone(errno), |_| true);
+            let text = text.unwrap_or_default();
             // Each ends in a blank: one without it is cut off, and another one's number.
             text.split_inclusive(|&b| b == b' ').filter(|n| n.ends_with(b" ")).filter_map(number).for_each(&mut each);
             true
         });
+        whole && listed == Ok(true)
     }
 
     /// What a link below `/proc` says, at most 64 bytes of it.
-    #[must_use]
-    pub fn link(&self, path: &str) -> Option<Vec<u8>> {
-        let path = std::ffi::CString::new(path).ok()?;
+    ///
+    /// # Errors
+    /// The errno of `readlinkat(2)`: `EACCES` where the process may not be traced, though its links be listed (to UID 0 they are).
+    pub fn link(&self, path: &str) -> Result<Vec<u8>, Errno> {
+        let path = std::ffi::CString::new(path).map_err(|_| Errno::EINVAL)?;
         let mut text = [0u8; 64];
         // SAFETY: `path` ends in NUL, and the kernel writes at most `text.len()` bytes into `text`.
         let n = unsafe { libc::readlinkat(self.root.as_raw_fd(), path.as_ptr(), text.as_mut_ptr().cast(), text.len()) };
-        Some(text.get(..usize::try_from(n).ok()?)?.to_vec())
+        let n = Errno::result(n).map(|n| usize::try_from(n).unwrap_or(0))?;
+        Ok(text.get(..n).unwrap_or_default().to_vec())
     }
 }
 
-/// Whether our `/proc` keeps processes from us (hidepid, proc(5)), one that made itself undumpable for example. What cannot be read
-/// hides nothing: there is no such option where there is no mountinfo.
+/// Whether what `/proc` answered means that the process, the thread or the descriptor is there no more.
+#[must_use]
+pub const fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ESRCH)
+}
+
+/// Whether our `/proc` keeps processes from us (hidepid, proc(5)), one that made itself undumpable for example. There is no such option
+/// where there is no mountinfo; one that cannot be read is taken for the worse.
 #[must_use]
 pub fn hides() -> bool {
     const SYS_PTRACE: u32 = 19;
-    let mounts = files::whole(std::path::Path::new("/proc/self/mountinfo")).unwrap_or_default();
-    limits::capabilities() >> SYS_PTRACE & 1 == 0 && mounts.split(|&b| b == b'\n').any(is_hiding)
+    if limits::capabilities() >> SYS_PTRACE & 1 == 1 {
+        return false;
+    }
+    let path = std::path::Path::new("/proc/self/mountinfo");
+    files::whole(path).map_or_else(|| path.exists(), |mounts| mounts.split(|&b| b == b'\n').any(is_hiding))
 }
 
 /// `36 35 0:5 / /proc options - proc source options`; hidepid=0, off before Linux 5.8, is not shown.
@@ -352,12 +375,15 @@ fn is_hiding(mount: &[u8]) -> bool {
 
 const LIST: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
-fn each_number(list: &OwnedFd, mut each: impl FnMut(i32) -> bool) -> bool {
+fn each_number(list: &OwnedFd, mut each: impl FnMut(i32) -> bool) -> Result<bool, Errno> {
     let mut buffer = [0u8; 8192];
     loop {
         // SAFETY: getdents64 writes at most the length given into the buffer, which is valid for that many bytes.
         let n = unsafe { libc::syscall(libc::SYS_getdents64, list.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
-        let Ok(n @ 1..) = usize::try_from(n) else { return true };
+        let n = Errno::result(n).map(|n| usize::try_from(n).unwrap_or(0))?;
+        if n == 0 {
+            return Ok(true);
+        }
         let mut entries = buffer.get(..n).unwrap_or_default();
         // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name; the kernel writes it, lengths are its own.
         while let Some(&[low, high]) = entries.get(16..18) {
@@ -366,7 +392,7 @@ fn each_number(list: &OwnedFd, mut each: impl FnMut(i32) -> bool) -> bool {
             if let Some(number) = number(name).filter(|&n: &i32| n >= 0)
                 && !each(number)
             {
-                return false;
+                return Ok(false);
             }
             entries = entries.get(length.max(19)..).unwrap_or_default();
         }

@@ -134,8 +134,11 @@ impl Traced {
         // The start of the page it is running in: mapped and executable, and no word of ours crosses into another page.
         let at = arch::pc(&saved) & !(PAGE - 1);
         // A page that is not in memory would have to be read from where it lies, which may be a file system of the workload's own.
-        if proc_.is_in_memory(pid, at) == Ok(false) {
-            return Err(Errno::EFAULT);
+        match proc_.is_in_memory(pid, tid, at) {
+            // A kernel without such files (CONFIG_PROC_PAGE_MONITOR).
+            Ok(true) | Err(Errno::ENOENT) => {}
+            Ok(false) => return Err(Errno::EFAULT),
+            Err(errno) => return Err(errno),
         }
         let mut code = [0u64; 3];
         for (n, word) in (0u64..).zip(&mut code) {

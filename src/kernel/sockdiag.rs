@@ -85,19 +85,21 @@ pub fn tcp(states: &[u8]) -> Result<Vec<Socket>, Errno> {
 }
 
 /// Closed sockets that still have something to send to somebody outside.
-#[must_use]
-pub fn orphans(proc_: Option<&Proc>) -> Vec<Socket> {
+///
+/// # Errors
+/// As `tcp`, where the machine has any at all.
+pub fn orphans(proc_: Option<&Proc>) -> Result<Vec<Socket>, Errno> {
     // The kernel's own count of sockets that nobody holds any more, of all namespaces; the walk that finds them goes over every
     // connection. Below the /proc that was opened before the workload ran: over the path one that may mount could mount another.
     let sockstat = proc_.and_then(|proc_| proc_.following(c"net/sockstat", 4096).ok()).unwrap_or_default();
     let none = |line: &[u8]| line.starts_with(b"TCP:") && line.windows(10).any(|part| part == b" orphan 0 ");
     if sockstat.split(|&b| b == b'\n').any(none) {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let mut closing = tcp(&[state::FIN_WAIT1, state::LAST_ACK, state::CLOSING]).unwrap_or_default();
+    let mut closing = tcp(&[state::FIN_WAIT1, state::LAST_ACK, state::CLOSING])?;
     // The FIN itself counts as one byte.
     closing.retain(|s| s.inode == 0 && s.queued > 1 && !s.to_loopback());
-    closing
+    Ok(closing)
 }
 
 fn dump(socket: &OwnedFd, family: i32, states: u32, found: &mut Vec<Socket>) -> Result<(), Errno> {

@@ -12,7 +12,7 @@
 //! Anything else (raw, packet, MPTCP, SCTP, vsock) is not cut this way and says so.
 
 use super::clock;
-use super::proc::Proc;
+use super::proc::{Proc, is_gone};
 use crate::machine::types::Instant;
 use crate::switches::without;
 use nix::errno::Errno;
@@ -36,48 +36,51 @@ pub struct Found {
 /// kernel's own AF_NETLINK and AF_ALG. A socket whose protocol the kernel does not name is taken to lead outside.
 ///
 /// # Errors
-/// `EACCES` where the process made itself undumpable (proc_pid_fd(5)), `ENOENT` where it is gone, `ETIME` where the table was too long
-/// for the time given.
+/// `EACCES` where the process made itself undumpable (proc_pid_fd(5)), whether the table or only what is in it cannot be read, `ENOENT`
+/// where it is gone, `ETIME` where the table was too long for the time given.
 pub fn outside(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<Vec<Found>, Errno> {
-    let mut found = Vec::new();
-    each_descriptor(proc_, pid, tid, until, |fd, path, inode| {
-        if let Some(inode) = inode
-            && !harmless(path)
-        {
-            found.push(Found { fd, inode });
-        }
+    let (mut found, mut unknown) = (Vec::new(), Ok(()));
+    each_descriptor(proc_, pid, tid, until, |fd, path, inode| match inode {
+        Ok(Some(inode)) if !harmless(path) => found.push(Found { fd, inode }),
+        Ok(_) => {}
+        Err(errno) => unknown = Err(errno),
     })?;
-    Ok(found)
+    unknown.map(|()| found)
 }
 
-/// Calls `each` with every descriptor of a thread, its path below `/proc`, and its inode where it is a socket.
+/// Calls `each` with every descriptor of a thread, its path below `/proc`, and its inode where it is a socket, or why that cannot be told.
 fn each_descriptor(
     proc_: &Proc,
     pid: i32,
     tid: i32,
     until: Instant,
-    mut each: impl FnMut(i32, &str, Option<u64>),
+    mut each: impl FnMut(i32, &str, Result<Option<u64>, Errno>),
 ) -> Result<(), Errno> {
     let dir = format!("{pid}/task/{tid}/fd");
     let mut seen = 0u32;
     let whole = proc_.each_number(&dir, |fd| {
         let path = format!("{dir}/{fd}");
-        each(fd, &path, proc_.link(&path).and_then(|link| inode(&link)));
+        let what = match proc_.link(&path) {
+            // Closed meanwhile.
+            Err(errno) if is_gone(errno) => Ok(None),
+            link => link.map(|link| inode(&link)),
+        };
+        each(fd, &path, what);
         seen = seen.wrapping_add(1);
         !seen.is_multiple_of(EACH) || clock::now() < until || without("walk_deadline")
     })?;
     if whole { Ok(()) } else { Err(Errno::ETIME) }
 }
 
-/// How many descriptors the thread has, and how many of them are sockets of any kind.
+/// How many descriptors the thread has, and how many of them are sockets of any kind; `None` where that cannot be told of each.
 ///
 /// # Errors
 /// As `outside`.
-pub fn count(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<(u64, u64), Errno> {
-    let (mut descriptors, mut sockets) = (0, 0);
+pub fn count(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<(u64, Option<u64>), Errno> {
+    let (mut descriptors, mut sockets) = (0, Some(0));
     each_descriptor(proc_, pid, tid, until, |_, _, inode| {
         descriptors += 1;
-        sockets += u64::from(inode.is_some());
+        sockets = sockets.zip(inode.ok()).map(|(n, inode)| n + u64::from(inode.is_some()));
     })?;
     Ok((descriptors, sockets))
 }
@@ -87,7 +90,8 @@ pub fn inodes(proc_: &Proc, pid: i32, until: Instant, mut each: impl FnMut(u64))
     // A process that is gone, or that hides its descriptors, has none that could be named.
     proc_
         .each_number(&format!("{pid}/task"), |tid| {
-            let looked = each_descriptor(proc_, pid, tid, until, |_, _, inode| inode.into_iter().for_each(&mut each));
+            let looked =
+                each_descriptor(proc_, pid, tid, until, |_, _, inode| inode.into_iter().flatten().for_each(&mut each));
             looked != Err(Errno::ETIME) && clock::now() < until
         })
         .unwrap_or(true)

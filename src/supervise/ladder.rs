@@ -4,7 +4,8 @@
 
 use super::Supervisor;
 use crate::audit::record::{Body, Escalation};
-use crate::kernel::{clock, limits, sockdiag};
+use crate::kernel::sockdiag::{self, Socket};
+use crate::kernel::{clock, limits};
 use crate::machine::step::{Action, Event};
 use crate::machine::types::Instant;
 use crate::revoke;
@@ -95,8 +96,9 @@ impl Supervisor {
         let mut done = revoke::revoke(&mut self.shared.everything(), until);
         let mut closed = sockdiag::orphans(self.shared.everything().proc_());
         // As PID 1 all are the workload's. Elsewhere nobody knows whose a closed one was: those from before it are not.
-        closed.retain(|s| self.closed_before.iter().all(|before| !before.is(s)));
-        done.orphans(&closed, if self.pid1 { "" } else { ", which may be the workload's," });
+        let before = |s: &Socket| self.closed_before.iter().any(|before| before.is(s));
+        closed.iter_mut().for_each(|closed| closed.retain(|s| !before(s)));
+        done.orphans(closed, if self.pid1 { "" } else { ", which may be the workload's," });
         self.frozen = std::mem::take(&mut done.frozen);
         self.escalated(Escalation {
             files: Some(done.files.to_owned()),

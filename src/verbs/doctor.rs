@@ -74,7 +74,7 @@ fn examine(settings: &Settings) -> Result<Report, String> {
     let pid1 = nix::unistd::getpid().as_raw() == 1;
     probe::hold_stop();
     // As a run does it, child subreaper included.
-    let everything = Everything::new(pid1).map_err(|e| format!("cannot become child subreaper: {e}"))?;
+    let everything = Everything::new(pid1).map_err(|e| format!("cannot find what will be the workload's: {e}"))?;
     let mut checks = Vec::new();
 
     let audit = audit_file(settings, pid1, &mut checks);

@@ -41,7 +41,7 @@ fn one(proc_: &Proc, stat: &Stat, booted: Duration, until: Instant) -> ProcessAc
         rss_bytes: stat.rss_pages.saturating_mul(4096),
         threads: stat.threads,
         descriptors: counts.map(|(descriptors, _)| descriptors),
-        sockets: counts.map(|(_, sockets)| sockets),
+        sockets: counts.and_then(|(_, sockets)| sockets),
     }
 }
 

@@ -243,14 +243,14 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             }
             sleep()
         }
-        // hidden FILE: a child that is not dumpable and so not shown where /proc hides; it goes on writing.
+        // hidden FILE [alone]: a child that is not dumpable and so not shown where /proc hides; it goes on writing. Alone it is itself.
         "hidden" => {
             use std::io::Write;
             ignore_term();
             let mut file = std::fs::File::options().create(true).append(true).open(args.first()?).unwrap();
             // SAFETY: one thread; integers.
             unsafe {
-                if libc::fork() == 0 {
+                if args.len() > 1 || libc::fork() == 0 {
                     libc::setsid();
                     libc::prctl(libc::PR_SET_DUMPABLE, 0);
                     libc::signal(libc::SIGXFSZ, libc::SIG_IGN);

@@ -326,6 +326,26 @@ fn a_tie_that_can_be_undone_is_none() {
     assert!(ran.overrun < 0.05, "{} s after the rung: {}", ran.overrun, ran.revoke);
 }
 
+#[test]
+fn who_made_itself_undumpable_stays_stopped_as_uid_0() {
+    // UID 0 may list the descriptors of one that is not dumpable, and without CAP_SYS_PTRACE not see what they are.
+    let hides = Senders { how: "undumpable", ..SENDERS };
+    let Some(control) = hides.sends_to_the_end(ROOT, UNCONFINED) else { return };
+    assert!(control.seen.0 > 20 && control.seen.1 > 20, "{:?}", control.seen);
+    for (who, security) in [
+        (ROOT, UNCONFINED),
+        (ROOT, "--log-driver=json-file"),
+        (&["--user=0:0", "--cap-drop=ALL"][..], "--security-opt=no-new-privileges"),
+    ] {
+        let ran = hides.run_as(who, security).unwrap();
+        assert_eq!(ran.revoke["network"], "degraded", "{who:?}: {}", ran.revoke);
+        assert_eq!(ran.revoke["frozen"], 2, "{who:?}: {}", ran.revoke);
+        assert!(ran.revoke["errors"].to_string().contains("EACCES"), "{who:?}: {}", ran.revoke);
+        assert!(ran.overrun < 0.05, "{who:?}: {} s after the rung: {}", ran.overrun, ran.revoke);
+    }
+    hides.run_as(&["--user=0:0", "--cap-add=SYS_PTRACE"], UNCONFINED).unwrap().is_cut("with CAP_SYS_PTRACE");
+}
+
 /// The rung's time, or the kill's where there was none, and the last change of each of two files, in seconds.
 fn meddle(soft: &str) -> Option<(serde_json::Value, f64, [f64; 2])> {
     use std::os::unix::fs::PermissionsExt;

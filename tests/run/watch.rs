@@ -169,6 +169,29 @@ fn burner() {
 }
 
 #[test]
+fn sockets_that_cannot_be_told_are_not_said_to_be_none() {
+    let Some(image) = image() else { return };
+    let options = ["--timeout", "300ms", "--soft", "2800ms", "--hard", "3s", "--adaptive", "no"];
+    for (capability, known) in [("--cap-add=SYS_PTRACE", true), ("--cap-drop=ALL", false)] {
+        let out = Command::new("docker")
+            .args(["run", "--rm", "--read-only", "--user=0:0", "--network=none", "--tmpfs=/tmp", capability])
+            .arg(format!("--volume={}:/hostile:ro", hostile().display()))
+            .arg(image)
+            .args(options)
+            .args(["--", "/hostile", "trickle", "127.0.0.1", "9", "9", "/tmp/file", "undumpable"])
+            .output()
+            .unwrap();
+        let stderr = text(&out.stderr);
+        let records = records(&stderr);
+        let activity = records.iter().find(|r| r["event"] == "activity").unwrap_or_else(|| panic!("{stderr}"));
+        for process in activity["processes"].as_array().unwrap() {
+            assert!(process["descriptors"].as_u64().unwrap() >= 5, "{capability}: {process}");
+            assert_eq!(process["sockets"].as_u64().is_some(), known, "{capability}: {process}");
+        }
+    }
+}
+
+#[test]
 fn what_ends_in_good_order_is_no_attack() {
     if image().is_none() {
         return;

@@ -449,3 +449,23 @@ fn a_child_that_proc_hides() {
     let revoke = revoke.unwrap();
     assert_eq!((&revoke["files"], &revoke["network"]), (&"degraded".into(), &"degraded".into()), "{revoke:#}");
 }
+
+/// Nobody is shown (hidepid): that is not nobody.
+#[test]
+fn who_is_hidden_from_pid_1_stays_stopped() {
+    if !able() {
+        return;
+    }
+    let mut stage = Stage::new(Pid1).options(SHORT);
+    stage.before = "mount -o remount,hidepid=2 /proc".into();
+    let ran = stage.run(Guard::Full, &["hidden", "/media/ticks", "alone"]);
+    let seal = ran.seal().unwrap();
+    let rungs = seal["escalation"].as_array().unwrap();
+    let revoke = rungs.iter().find(|r| r["rung"] == "revoke").unwrap();
+    assert_eq!((&revoke["files"], &revoke["network"]), (&"unavailable".into(), &"degraded".into()), "{seal:#}");
+    let records = records(&format!("{}\n{}", ran.audit, ran.stderr));
+    let at = records.iter().find(|r| r["rung"] == "revoke").unwrap()["time"].as_str().unwrap().to_owned();
+    let last = std::fs::metadata(ran.share().join("ticks")).unwrap().modified().unwrap();
+    let last = last.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!(last - time_of(&at) < 0.05, "it went on for {} s: {seal:#}", last - time_of(&at));
+}
