@@ -17,6 +17,7 @@ mod corpus;
 pub mod diagnostics;
 pub mod kernel;
 pub mod machine;
+pub mod object;
 pub mod policy;
 pub mod relay;
 pub mod revoke;

@@ -4,6 +4,7 @@
 //! Invariants: what is not allowed by name is refused; a file that is not understood to its last key is no policy; memory
 //! is bounded by the file's, which is at most `LIMIT` bytes.
 
+use crate::object::Object;
 use crate::settings::cli::printable;
 use serde::{Deserialize, Deserializer};
 use std::ffi::{OsStr, OsString};
@@ -19,7 +20,7 @@ pub const LIMIT: u64 = 1 << 20;
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     version: u64,
-    commands: Vec<Allowed>,
+    commands: Vec<Object<Allowed>>,
 }
 
 /// One command that may run. What is left out does not limit.
@@ -74,11 +75,12 @@ impl Policy {
             return Err(format!("longer than {LIMIT} bytes"));
         }
         // A derived Deserialize refuses a key given twice, and serde_json bounds the depth and refuses what follows.
-        let policy: Self = serde_json::from_slice(text).map_err(|e| printable(OsStr::new(&e.to_string())))?;
+        let Object(policy): Object<Self> =
+            serde_json::from_slice(text).map_err(|e| printable(OsStr::new(&e.to_string())))?;
         if policy.version != 1 {
             return Err(format!("version {} is not 1", policy.version));
         }
-        let mut paths: Vec<&str> = policy.commands.iter().map(|c| c.path.as_str()).collect();
+        let mut paths: Vec<&str> = policy.commands.iter().map(|Object(c)| c.path.as_str()).collect();
         if let Some(bad) = paths.iter().find(|path| !is_plain(path)) {
             let shown = printable(OsStr::new(bad));
             return Err(format!("path {shown:?} is not absolute and without ., .. and empty parts"));
@@ -88,7 +90,7 @@ impl Policy {
         if let Some(twice) = paths.windows(2).find_map(|pair| pair.first().filter(|a| pair.last() == Some(a))) {
             return Err(format!("path {:?} is listed twice", printable(OsStr::new(twice))));
         }
-        if policy.commands.iter().any(|c| c.deny_arg_prefixes.iter().any(String::is_empty)) {
+        if policy.commands.iter().any(|Object(c)| c.deny_arg_prefixes.iter().any(String::is_empty)) {
             return Err("an empty prefix in deny_arg_prefixes would deny every argument; use max_args 0".to_owned());
         }
         Ok(policy)
@@ -98,7 +100,7 @@ impl Policy {
     #[must_use]
     pub fn named(&self, word: &str) -> Option<&str> {
         let is = |path: &str| path == word || path.rsplit('/').next() == Some(word);
-        self.commands.iter().map(|c| c.path.as_str()).find(|path| is(path))
+        self.commands.iter().map(|Object(c)| c.path.as_str()).find(|path| is(path))
     }
 
     /// Whether `file`, the path of the very file that would be executed, may run with `args` (without the command word).
@@ -114,7 +116,9 @@ impl Policy {
         locate: &dyn Fn(&Path) -> Option<PathBuf>,
     ) -> Result<(), Refusal> {
         let mut listed = Err(Refusal::NotListed);
-        for command in self.commands.iter().filter(|c| locate(Path::new(&c.path)).as_deref() == Some(file)) {
+        for Object(command) in
+            self.commands.iter().filter(|Object(c)| locate(Path::new(&c.path)).as_deref() == Some(file))
+        {
             command.accepts(args)?;
             listed = Ok(());
         }
@@ -214,6 +218,9 @@ mod tests {
             r#"{"version":1,"commands":{}}"#,
             r#"{"version":1,"commands":["/bin/echo"]}"#,
             r#"{"version":1,"commands":[{}]}"#,
+            r#"[1,[["/usr/bin/echo",1,5,[]]]]"#,
+            r#"[1,[{"path":"/usr/bin/echo"}]]"#,
+            r#"{"version":1,"commands":[["/usr/bin/echo",1,5,[]]]}"#,
             r#"{"version":1,"commands":[{"path":1}]}"#,
             r#"{"version":1,"commands":[{"path":"/x","max_arg":1}]}"#,
             r#"{"version":1,"commands":[{"path":"/x","max_args":-1}]}"#,

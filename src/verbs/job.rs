@@ -6,6 +6,7 @@
 //! Nothing is sent anywhere.
 
 use crate::kernel::random;
+use crate::object::Object;
 use crate::settings::Settings;
 use crate::settings::cli::{Raw, printable};
 use crate::settings::resolve::resolve;
@@ -239,7 +240,7 @@ fn read(file: &OsStr) -> Result<Task, String> {
     if u64::try_from(bytes.len()).is_ok_and(|n| n > TASK_BYTES) {
         return Err(format!("{name}: a task is at most {TASK_BYTES} bytes"));
     }
-    let task: Task =
+    let Object(task): Object<Task> =
         serde_json::from_slice(&bytes).map_err(|e| format!("{name}: {}", printable(OsStr::new(&e.to_string()))))?;
     if !is_label(&task.id, ID_LENGTH) {
         return Err(format!("{name}: id {} is not 1 to {ID_LENGTH} {LABEL}", quoted(&task.id)));

@@ -88,6 +88,7 @@ fn what_is_no_job_is_refused() {
     for task in [
         "",
         "[]",
+        r#"["a","c",[]]"#,
         r#"{"id":"a"}"#,
         r#"{"id":"a","command":""}"#,
         r#"{"id":"a","command":"c","shell":true}"#,

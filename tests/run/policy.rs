@@ -163,6 +163,9 @@ fn a_policy_that_cannot_be_used_is_a_usage_error() {
     // Sparse, as large as a file can be: read no further than the limit.
     std::fs::File::create(p.path("huge")).unwrap().set_len(1 << 40).unwrap();
     usage(&p.path("huge"), "longer than");
+    // The fields in order, without a key that says what they are.
+    p.policy(&format!(r#"[1,[["{}",2,9,[]]]]"#, p.path("good/tool").display()));
+    usage(&p.path("policy"), "expected an object");
     for (text, why) in [
         (r#"{"version":2,"commands":[]}"#, "version 2"),
         (r#"{"version":1,"commands":[],"more":1}"#, "unknown field"),
