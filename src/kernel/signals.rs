@@ -94,33 +94,36 @@ pub struct Signals {
     fd: SignalFd,
 }
 
-/// Faults are raised where they happen and are never read; SIGKILL and SIGSTOP cannot be.
+/// What the kernel sends to who did something, by the number the same as what somebody sent. A fault of our own is never read: the kernel
+/// lifts the block, takes the default for the handler and ends us, PID 1 too (kernel/signal.c, force_sig_info_to_task).
 const FAULTS: [i32; 7] =
     [libc::SIGILL, libc::SIGFPE, libc::SIGSEGV, libc::SIGBUS, libc::SIGTRAP, libc::SIGSYS, libc::SIGABRT];
+/// Nor do we stop by touching the terminal. SIGXFSZ: an attacker may lower our RLIMIT_FSIZE; the write must fail with EFBIG, not kill us.
+/// SIGXCPU likewise.
+const IGNORED: [i32; 5] = [libc::SIGPIPE, libc::SIGTTIN, libc::SIGTTOU, libc::SIGXFSZ, libc::SIGXCPU];
+
+impl Received {
+    /// Whether it is for something that we did ourselves, and nobody sent it. SIGPIPE and SIGXFSZ come as if we had sent them, SIGXCPU and
+    /// the terminal's two from the kernel.
+    #[must_use]
+    pub fn is_our_own(&self) -> bool {
+        let sent = matches!(self.code, Code::User | Code::Tkill | Code::Queue);
+        (FAULTS.contains(&self.signal) || IGNORED.contains(&self.signal))
+            && (!sent || self.sender == nix::unistd::getpid().as_raw())
+    }
+}
 
 impl Signals {
-    /// Every signal that means something to a supervisor: all but the faults, SIGPIPE, SIGXFSZ and SIGXCPU, and the terminal's
-    /// SIGTTIN and SIGTTOU, which are ignored (so that the supervisor never stops itself by touching the terminal).
+    /// Every signal; SIGKILL and SIGSTOP cannot be read.
     ///
     /// # Errors
     /// What `signalfd(2)` refused.
     pub fn open() -> Result<Self, Errno> {
-        let mut read = SigSet::all();
-        for signal in FAULTS {
-            // The numbers are valid: `remove` by nix's own enum.
-            if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
-                read.remove(signal);
-            }
-        }
-        // SIGXFSZ: an attacker may lower our RLIMIT_FSIZE; the write must fail with EFBIG, not kill us. SIGXCPU likewise.
-        for signal in [libc::SIGPIPE, libc::SIGTTIN, libc::SIGTTOU, libc::SIGXFSZ, libc::SIGXCPU] {
+        for signal in IGNORED {
             // SAFETY: `signal(2)` with SIG_IGN installs no handler; the numbers are valid, so it cannot fail.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
-            if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
-                read.remove(signal);
-            }
         }
-        let fd = SignalFd::with_flags(&read, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let fd = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         Ok(Self { fd })
     }
 

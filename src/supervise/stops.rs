@@ -40,7 +40,7 @@ impl Supervisor {
                     self.spoofed(stop, signal);
                 }
                 // SIGCHLD only says that there may be something to reap, which the loop looks for anyway.
-                None if signal.signal == libc::SIGCHLD => {}
+                None if signal.signal == libc::SIGCHLD || signal.is_our_own() => {}
                 None => self.forward(signal.signal),
             }
         }
@@ -120,7 +120,9 @@ impl Supervisor {
         }
     }
 
-    fn forward(&self, signal: i32) {
+    fn forward(&mut self, signal: i32) {
+        // It may have come from somebody who saw the command running before we looked.
+        self.take_handshake();
         let Some(child) = self.child.as_ref() else { return };
         if !matches!(self.machine.state(), State::Running | State::Terminating(_)) || self.machine.ended().is_some() {
             return;

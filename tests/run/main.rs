@@ -14,6 +14,7 @@ mod relay;
 mod revoke;
 #[path = "../support/schema.rs"]
 mod schema;
+mod signals;
 mod startup;
 mod stress;
 mod support;

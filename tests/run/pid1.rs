@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// `gracekeeper WORDS` as PID 1. /tmp, /var/tmp and /dev/shm are new tmpfs; `log` is bound to /var/log.
-fn pid1(log: &std::path::Path, unprivileged: bool, words: &[&str]) -> Command {
+pub fn pid1(log: &std::path::Path, unprivileged: bool, words: &[&str]) -> Command {
     let drop = if unprivileged {
         "setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set -all --inh-caps -all"
     } else {
@@ -26,14 +26,14 @@ fn pid1(log: &std::path::Path, unprivileged: bool, words: &[&str]) -> Command {
     command
 }
 
-fn log_dir() -> tempfile::TempDir {
+pub fn log_dir() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     dir
 }
 
-fn both(test: impl Fn(bool)) {
+pub fn both(test: impl Fn(bool)) {
     if has("root") {
         test(false);
         test(true);
