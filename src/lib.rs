@@ -74,7 +74,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
     if let Some(key) = settings.audit_key.as_ref().filter(|_| !switches::without("own_environment")) {
         kernel::environment::forget(&key.0);
     }
-    let policy = settings.policy.as_deref().map(read_policy).transpose()?;
+    let policy = settings.policy.as_deref().map(|path| read_policy(path, &settings.source("policy"))).transpose()?;
     let pid1 = nix::unistd::getpid().as_raw() == 1;
     let binary = std::env::current_exe().ok();
     let mut protected: Vec<PathBuf> = binary.clone().into_iter().collect();
@@ -83,8 +83,8 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         AuditFile::Default if pid1 => protected.push(PathBuf::from(DEFAULT_FILE)),
         AuditFile::Default => {}
     }
-    if let Some(line) = settings.scrub.iter().find_map(|path| scrub::targets::refuse(path, &protected)) {
-        return Err(line);
+    if let Some(why) = settings.scrub.iter().find_map(|path| scrub::targets::refuse(path, &protected)) {
+        return Err(format!("{}: {why}", settings.source("scrub")));
     }
     let relay = settings.output_limit.map(Relay::open).transpose()?;
     let signals = signals::Signals::open().map_err(|e| format!("cannot handle signals: {e}"))?;
@@ -251,11 +251,11 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
     Ok(supervisor)
 }
 
-/// Reads the policy file, before anything else is touched.
+/// Reads the policy file, before anything else is touched; `source` is the option or the variable that names it.
 ///
 /// # Errors
 /// A line naming the file and what is wrong with it.
-pub fn read_policy(path: &Path) -> Result<Policy, String> {
+pub fn read_policy(path: &Path, source: &str) -> Result<Policy, String> {
     use std::io::Read;
     use std::os::unix::fs::OpenOptionsExt;
     let shown = printable(path.as_os_str());
@@ -263,12 +263,12 @@ pub fn read_policy(path: &Path) -> Result<Policy, String> {
     // O_NONBLOCK: a FIFO is refused and not waited for. One byte more than allowed is enough to know that it is too long.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = file.map_err(|e| format!("--policy {shown}: {e}"))?;
+    let file = file.map_err(|e| format!("{source} {shown}: {e}"))?;
     if !file.metadata().is_ok_and(|m| m.is_file()) {
-        return Err(format!("--policy {shown}: not a regular file"));
+        return Err(format!("{source} {shown}: not a regular file"));
     }
-    file.take(policy::LIMIT + 1).read_to_end(&mut text).map_err(|e| format!("--policy {shown}: {e}"))?;
-    Policy::parse(&text).map_err(|why| format!("--policy {shown}: {why}"))
+    file.take(policy::LIMIT + 1).read_to_end(&mut text).map_err(|e| format!("{source} {shown}: {e}"))?;
+    Policy::parse(&text).map_err(|why| format!("{source} {shown}: {why}"))
 }
 
 /// Fixes the one file that will be executed and asks the policy about it. What is refused, with the errno to act on.

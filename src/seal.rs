@@ -35,6 +35,8 @@ const ERRORS_KEPT: usize = 32;
 pub struct Facts {
     /// The command word, or the file found for it.
     pub executable: String,
+    /// The directory that was asked for.
+    pub workdir: String,
     args_sha256: String,
     args_count: usize,
     args: Option<Vec<String>>,
@@ -68,6 +70,7 @@ impl Facts {
         let args = settings.command.get(1..).unwrap_or_default();
         Self {
             executable,
+            workdir: settings.workdir.as_deref().map(|dir| printable(dir.as_os_str())).unwrap_or_default(),
             args_sha256: args_sha256(args),
             args_count: args.len(),
             args: (settings.audit_level == AuditLevel::Comprehensive).then(|| shown(args)),

@@ -42,6 +42,7 @@ fn settings(network: Network) -> Settings {
         log_level: tracing::Level::INFO,
         log_format: LogFormat::Text,
         command: vec!["true".into()],
+        flags: vec![],
         workload_env: vec![],
     }
 }

@@ -229,21 +229,21 @@ pub fn refuse(path: &Path, protected: &[PathBuf]) -> Option<String> {
     let real = files::real(path);
     let shown = crate::settings::cli::printable(path.as_os_str());
     if real.components().any(|part| part == std::path::Component::ParentDir) {
-        return Some(format!("--scrub: {shown:?} goes up from what is not there"));
+        return Some(format!("{shown:?} goes up from what is not there"));
     }
     if real.parent().is_none() {
-        return Some(format!("--scrub: {shown:?} is the root directory"));
+        return Some(format!("{shown:?} is the root directory"));
     }
     for system in ["/proc", "/sys", "/dev"] {
         if real.starts_with(system) && !real.starts_with("/dev/shm") {
-            return Some(format!("--scrub: {shown:?} is in {system}"));
+            return Some(format!("{shown:?} is in {system}"));
         }
     }
     protected
         .iter()
         .map(|own| files::real(own))
         .find(|own| own.starts_with(&real))
-        .map(|own| format!("--scrub: {shown:?} holds {:?}", crate::settings::cli::printable(own.as_os_str())))
+        .map(|own| format!("{shown:?} holds {:?}", crate::settings::cli::printable(own.as_os_str())))
 }
 
 /// Neither the container's root, a tmpfs nor a kubelet's emptyDir: somebody else's files.

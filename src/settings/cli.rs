@@ -201,7 +201,7 @@ pub fn help() -> String {
          \x20      gracekeeper profiles [--json]               print the risk table\n\
          \x20      gracekeeper job TASK.json --image IMAGE     print a Kubernetes Job for {\"id\", \"command\", \"args\"}; also\n\
          \x20          [--namespace NAME] [--gracekeeper-image IMAGE] [--entrypoint] and any option below but --job-id,\n\
-         \x20          --audit-key-env, --termination-log and --policy\n\
+         \x20          --audit-key-env and --termination-log; --policy is checked here and now\n\
          \x20      gracekeeper --help | --version\n\n\
          Every option is also an environment variable; a flag beats the variable, the variable the profile.\n\n",
     );

@@ -174,6 +174,19 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// The command and its arguments; never empty.
     pub command: Vec<OsString>,
+    /// The options that were given as flags.
+    pub flags: Vec<&'static str>,
     /// The environment the workload is to get, by `--env`, without the supervisor's own variables, `LD_*` and the key.
     pub workload_env: Vec<(OsString, OsString)>,
+}
+
+impl Settings {
+    /// Where a given option's value came from, for an error line.
+    #[must_use]
+    pub fn source(&self, flag: &'static str) -> String {
+        match table::find(flag) {
+            Some(option) if !self.flags.contains(&flag) => option.variable.to_owned(),
+            _ => format!("--{flag}"),
+        }
+    }
 }

@@ -258,6 +258,7 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
         })?,
         log_format: given("log-format")
             .map_or(Ok(LogFormat::Text), |g| g.word(&[("text", LogFormat::Text), ("json", LogFormat::Json)]))?,
+        flags: raw.flags.iter().map(|(flag, _)| *flag).collect(),
         command: raw.command,
     })
 }

@@ -59,7 +59,7 @@ pub const OPTIONS: &[Opt] = &[
             "timeout",
             "INTERNAL_TIMEOUT",
             "DURATION",
-            "a duration such as 55, 1.5s, 1500ms or 2m, or none",
+            "a duration such as 55, 1.5s, 1500ms or 2m, above zero and at most 365 days, or none",
             "the internal timeout of the command",
         ),
         |p| p.timeout,

@@ -228,7 +228,8 @@ impl Supervisor {
             }
             Handshake::Failed(call, errno) => {
                 self.facts.launched = Some(false);
-                self.facts.error(format!("{call} {}: {} ({errno:?})", self.facts.executable, errno.desc()));
+                let what = if call == "chdir" { &self.facts.workdir } else { &self.facts.executable };
+                self.facts.error(format!("{call} {what}: {} ({errno:?})", errno.desc()));
                 let failure = if matches!(errno, Errno::ENOENT | Errno::ENOTDIR) && call == "execve" {
                     LaunchFailure::NotFound
                 } else {

@@ -90,7 +90,7 @@ fn text_of(args: &[OsString]) -> Result<String, String> {
 /// The path that the allow list gives the task's command. The image's files are not here: a bare word is replaced by the
 /// listed path of that name, so that nothing else can be what runs.
 fn allowed(file: &Path, task: &Task) -> Result<String, String> {
-    let policy = crate::read_policy(file)?;
+    let policy = crate::read_policy(file, "--policy")?;
     let path = policy.named(&task.command).ok_or_else(|| format!("policy: {}: not listed", quoted(&task.command)))?;
     let args: Vec<OsString> = task.args.iter().map(OsString::from).collect();
     policy

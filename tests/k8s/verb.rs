@@ -122,6 +122,11 @@ fn the_allow_list_names_what_runs() {
     let policy = r#"{"version":1,"commands":[{"path":"/bin/echo","max_args":2}]}"#;
     std::fs::write(file.path(), policy).unwrap();
     let list = file.path().to_str().unwrap();
+    let help = std::process::Command::new(env!("CARGO_BIN_EXE_gracekeeper")).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let (_, of_job) = help.split_once("gracekeeper job ").unwrap();
+    let (but, also) = of_job.split_once("--termination-log;").unwrap();
+    assert!(!but.contains("--policy") && also.starts_with(" --policy is checked"), "{help}");
     let job = good(TASK, &["--image", "i", "--policy", list]);
     assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["command"][2], "/bin/echo");
     // Controls: the same tasks make a Job without the list.

@@ -637,3 +637,27 @@ fn a_last_word_without_a_newline_swallows_no_record() {
     let report = gracekeeper::audit::verify::check(ran.stderr.as_bytes(), None).unwrap();
     assert_eq!(report.state, gracekeeper::audit::verify::State::Sealed, "{report:?}\n{}", ran.stderr);
 }
+
+#[test]
+fn an_error_names_where_the_value_came_from_and_what_is_wrong_with_it() {
+    let line = |command: &mut Command| {
+        let ran = run(command.args(["--", "true"]));
+        assert_eq!((ran.code(), ran.records.len(), ran.stderr.lines().count()), (Some(125), 0, 1), "{ran:#?}");
+        ran.stderr
+    };
+    for (flag, variable, value) in [("--policy", "POLICY_FILE", "/nope"), ("--scrub", "SCRUB_PATHS", "/proc")] {
+        let by_flag = line(gracekeeper().args([flag, value]));
+        assert!(by_flag.contains(flag) && by_flag.contains(value), "{by_flag}");
+        let by_variable = line(gracekeeper().env(variable, value));
+        assert!(by_variable.contains(variable) && !by_variable.contains(flag), "{by_variable}");
+        let both = line(gracekeeper().env(variable, "/dev").args([flag, value]));
+        assert!(both.contains(flag) && !both.contains(variable), "{both}");
+    }
+    for value in ["0", "526000m"] {
+        let said = line(gracekeeper().args(["--timeout", value]));
+        assert!(said.contains("above zero") && said.contains("365 days"), "{said}");
+    }
+    let ran = run(gracekeeper().args(["--workdir", "/nope", "--", "true"]));
+    let errors = ran.expect(126, "launch_failed")["errors"].to_string();
+    assert!(errors.contains("chdir /nope: ") && !errors.contains("true"), "{errors}");
+}
