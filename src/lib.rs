@@ -329,9 +329,7 @@ fn hook_panics(
                 }
             }
         }
-        if let Ok(mut log) = shared.log.try_lock() {
-            log.write(&Body::EvaluationTerminated(Box::new(seal::panicked(record.clone(), begun, &info.to_string()))));
-        }
+        let _ = audit::log::emergency(&shared.log, seal::panicked(record.clone(), begun, &info.to_string()));
         // Last, and not for long: a reader that is stuck must keep neither the workload alive nor us.
         let line = format!("gracekeeper: internal error: {info}");
         let _ = audit::stderr::StderrSink::open().write(&line, true);

@@ -9,9 +9,8 @@ use super::sinks::{AuditSink, Done, Task, Written};
 use crate::kernel::{Cause, clock};
 use crate::machine::types::Instant;
 use crate::switches::without;
-use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::time::TimeSpec;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +36,8 @@ struct Desk {
 
 #[derive(Debug, Default)]
 struct Paper {
+    /// Before the thread has taken it, and after its end.
+    sink: Option<AuditSink>,
     task: Option<Task>,
     answer: Option<Done>,
     thread: i32,
@@ -55,7 +56,8 @@ impl Desk {
     }
 
     /// The scribe's life.
-    fn serve(&self, mut sink: AuditSink) -> AuditSink {
+    fn serve(&self) {
+        let Some(mut sink) = self.paper().sink.take() else { return };
         self.answer(|paper| paper.thread = nix::unistd::gettid().as_raw());
         loop {
             let rung = self.bell.read().is_ok();
@@ -67,10 +69,11 @@ impl Desk {
                     self.answer(|paper| paper.answer = Some(done));
                 }
                 // Rung without a task: nobody will ask any more.
-                None if rung => return sink,
+                None if rung => break,
                 None => std::thread::yield_now(),
             }
         }
+        self.paper().sink = Some(sink);
     }
 
     /// Waits until there is an answer, or until then; whether there is one.
@@ -86,12 +89,7 @@ impl Desk {
                 return false;
             }
             let mut fds = vec![PollFd::new(self.ready.as_fd(), PollFlags::POLLIN)];
-            fds.extend(left.and_then(clock::timer).map(|timer| PollFd::new(timer, PollFlags::POLLIN)));
-            if !matches!(
-                ppoll(&mut fds, left.map(TimeSpec::from_duration), None),
-                Ok(_) | Err(nix::errno::Errno::EINTR)
-            ) && until.is_some()
-            {
+            if clock::wait(&mut fds, left).is_err() && until.is_some() {
                 return self.done.swap(false, Ordering::Acquire);
             }
         }
@@ -107,7 +105,7 @@ enum How {
         thread: i32,
         busy: bool,
         /// Until it is waited for.
-        life: Option<JoinHandle<Option<AuditSink>>>,
+        life: Option<JoinHandle<()>>,
     },
 }
 
@@ -135,25 +133,18 @@ impl Scribe {
         let fds = EventFd::from_flags(flags)
             .and_then(|bell| Ok((bell, EventFd::from_flags(flags | EfdFlags::EFD_NONBLOCK)?)));
         let Ok((bell, ready)) = fds else { return (with(How::Here(Box::new(sink))), Some(WHY)) };
-        let desk = Arc::new(Desk { paper: Mutex::default(), bell, done: AtomicBool::new(false), ready });
-        // The sink goes along only when the thread is there.
-        let handed = Arc::new(Mutex::new(Some(sink)));
-        let (theirs, taken) = (Arc::clone(&desk), Arc::clone(&handed));
-        let serve = move || {
-            let sink = taken.lock().unwrap_or_else(PoisonError::into_inner).take();
-            sink.map(|sink| theirs.serve(sink))
-        };
-        let Ok(life) = std::thread::Builder::new().stack_size(STACK).spawn(serve) else {
-            let sink = handed.lock().unwrap_or_else(PoisonError::into_inner).take();
-            return match sink {
-                Some(sink) => (with(How::Here(Box::new(sink))), Some(WHY)),
-                // Cannot be: nobody else was there to take it.
-                None => (with(How::Beside { desk, thread: 0, busy: true, life: None }), Some(WHY)),
-            };
-        };
+        let paper = Mutex::new(Paper { sink: Some(sink), ..Paper::default() });
+        let desk = Arc::new(Desk { paper, bell, done: AtomicBool::new(false), ready });
+        let theirs = Arc::clone(&desk);
+        let life = std::thread::Builder::new().stack_size(STACK).spawn(move || theirs.serve()).ok();
+        if life.is_none()
+            && let Some(sink) = desk.paper().sink.take()
+        {
+            return (with(How::Here(Box::new(sink))), Some(WHY));
+        }
         desk.wait(None);
         let thread = desk.paper().thread;
-        (with(How::Beside { desk, thread, busy: false, life: Some(life) }), None)
+        (with(How::Beside { desk, thread, busy: false, life }), None)
     }
 
     /// The number of its thread, which the workload must not be able to use.
@@ -245,7 +236,8 @@ impl Scribe {
     fn end(&mut self) -> Option<AuditSink> {
         let How::Beside { desk, busy: false, life, .. } = &mut self.how else { return None };
         desk.bell.write(1).ok()?;
-        life.take()?.join().ok()?
+        life.take()?.join().ok()?;
+        desk.paper().sink.take()
     }
 
     /// Keeps what the file is now.

@@ -167,16 +167,16 @@ impl AuditSink {
         &self.path
     }
 
-    /// Why no room is promised.
-    #[must_use]
-    pub const fn unreserved(&self) -> Option<Cause> {
-        self.unreserved
-    }
-
     /// Its descriptor.
     #[must_use]
     pub fn fd(&self) -> i32 {
         self.file.as_raw_fd()
+    }
+
+    /// Why no room is promised.
+    #[must_use]
+    pub const fn unreserved(&self) -> Option<Cause> {
+        self.unreserved
     }
 
     /// Whether the termination message would be written over it.

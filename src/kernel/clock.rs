@@ -2,6 +2,7 @@
 
 use crate::machine::types::Instant;
 use crate::switches::without;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -51,6 +52,18 @@ pub fn timer(after: Duration) -> Option<BorrowedFd<'static>> {
     let timer = TIMER.get_or_init(|| TimerFd::new(nix::sys::timerfd::ClockId::CLOCK_MONOTONIC, flags).ok()).as_ref()?;
     timer.set(Expiration::OneShot(TimeSpec::from_duration(after)), TimerSetTimeFlags::empty()).ok()?;
     Some(timer.as_fd())
+}
+
+/// ppoll(2) of these, for so long at most, with the timer beside them (`timer`); a signal is no error, and a spurious return possible.
+///
+/// # Errors
+/// The errno of `ppoll(2)`.
+pub fn wait(fds: &mut Vec<PollFd<'_>>, timeout: Option<Duration>) -> Result<(), Errno> {
+    fds.extend(timeout.and_then(timer).map(|timer| PollFd::new(timer, PollFlags::POLLIN)));
+    match nix::poll::ppoll(fds, timeout.map(TimeSpec::from_duration), None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Waits for about so long, less where the kernel refuses to (`std::thread::sleep` panics then): whoever waits has a deadline of its own.

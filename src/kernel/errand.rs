@@ -6,10 +6,8 @@
 use super::clock;
 use super::outcome::Cause;
 use crate::machine::types::Instant;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::time::TimeSpec;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, OnceLock};
 
@@ -43,8 +41,7 @@ impl Errand {
                 return answer.get().copied();
             }
             let mut fds = vec![PollFd::new(done.as_fd(), PollFlags::POLLIN)];
-            fds.extend(clock::timer(left).map(|timer| PollFd::new(timer, PollFlags::POLLIN)));
-            if !matches!(ppoll(&mut fds, Some(TimeSpec::from_duration(left)), None), Ok(_) | Err(Errno::EINTR)) {
+            if clock::wait(&mut fds, Some(left)).is_err() {
                 return answer.get().copied();
             }
         }
@@ -54,6 +51,7 @@ impl Errand {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::errno::Errno;
     use std::time::Duration;
 
     #[test]

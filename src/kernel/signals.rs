@@ -8,10 +8,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::time::TimeSpec;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 /// The mask gracekeeper was started with: the workload gets it back.
 static OLD_MASK: OnceLock<SigSet> = OnceLock::new();
@@ -131,18 +129,6 @@ impl Signals {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-
-    /// Waits until one of `fds`, to which the timer is added, is ready or `timeout` has passed (`None`: for ever).
-    ///
-    /// # Errors
-    /// `ENOMEM` or `EINVAL` of `ppoll(2)`.
-    pub fn wait(&self, fds: &mut Vec<PollFd<'_>>, timeout: Option<Duration>) -> Result<(), Errno> {
-        fds.extend(timeout.and_then(super::clock::timer).map(|timer| PollFd::new(timer, PollFlags::POLLIN)));
-        match nix::poll::ppoll(fds, timeout.map(TimeSpec::from_duration), None) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno),
-        }
     }
 
     /// The next signal that is pending.

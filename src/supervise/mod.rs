@@ -178,7 +178,7 @@ impl Supervisor {
             return;
         }
         fds.extend(self.relay.iter().flat_map(Relay::fds));
-        if let Err(errno) = self.signals.wait(&mut fds, timeout) {
+        if let Err(errno) = clock::wait(&mut fds, timeout) {
             self.facts.error(format!("ppoll: {errno:?}"));
             // Without a wait the loop cannot see its deadlines: end it now rather than spin or hang.
             self.feed(Event::Fault);
