@@ -15,6 +15,7 @@ use crate::kernel::mounts::Mount;
 use crate::kernel::outcome::{Cause, OFF, Outcome};
 use crate::kernel::seccomp::{self, Filter};
 use crate::kernel::spawn::{Prepare, REPORT};
+use crate::kernel::terminal;
 use crate::settings::{Filesystem, Network, Settings};
 use crate::switches::without;
 use nix::errno::Errno;
@@ -272,7 +273,7 @@ impl Confinement {
         let result = match step {
             Step::ProcessGroup if self.terminal => {
                 let group = nix::unistd::getpid();
-                nix::unistd::setpgid(group, group).and_then(|()| limits::take_foreground(group.as_raw()))
+                nix::unistd::setpgid(group, group).and_then(|()| terminal::take_foreground(group.as_raw()))
             }
             Step::ProcessGroup => nix::unistd::setsid().map(drop),
             Step::Signals => {

@@ -33,7 +33,7 @@ use audit::log::{Config, DEFAULT_FILE, Log};
 use audit::record::Body;
 use kernel::kill::Everything;
 use kernel::outcome::{Cause, OFF, Outcome};
-use kernel::{clock, counters, limits, signals, spawn};
+use kernel::{clock, counters, signals, spawn, terminal};
 use machine::plan::Limits;
 use machine::status::LaunchFailure;
 use machine::step::{Event, Machine};
@@ -110,7 +110,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
     let mounts = kernel::mounts::all();
     protected.push(settings.termination_log.clone());
     let targets = scrub::targets::resolve(&settings.scrub, pid1, private, mounts.as_deref(), &protected);
-    let terminal = limits::owns_terminal();
+    let terminal = terminal::owns_terminal();
     let confinement = confine::Confinement::prepare(&confine::Context {
         settings: &settings,
         pid1,

@@ -128,23 +128,6 @@ pub fn oom_first() -> Result<(), Errno> {
     nix::unistd::write(&file, b"1000").map(drop)
 }
 
-/// The process group of this process becomes the terminal's foreground group (tcsetpgrp(3)). Every signal is blocked
-/// at this point, so SIGTTOU cannot stop us.
-///
-/// # Errors
-/// The errno of `ioctl(TIOCSPGRP)`.
-pub fn take_foreground(group: i32) -> Result<(), Errno> {
-    // SAFETY: tcsetpgrp(3) takes two integers.
-    Errno::result(unsafe { libc::tcsetpgrp(0, group) }).map(drop)
-}
-
-/// Whether stdin is our controlling terminal and we are its foreground group.
-#[must_use]
-pub fn owns_terminal() -> bool {
-    // SAFETY: isatty(3), tcgetpgrp(3) and getpgrp(2) take integers only.
-    unsafe { libc::isatty(0) == 1 && libc::tcgetpgrp(0) == libc::getpgrp() }
-}
-
 #[cfg(test)]
 mod tests {
     #[test]

@@ -1,4 +1,4 @@
-//! A terminal as it was before the workload had it, for what is to be read there after its end.
+//! The terminal: who has its foreground, and how it was before the workload had it, for what is to be read there after its end.
 //!
 //! Nothing here waits for output to drain, and SIGTTOU, which is ignored, stops nobody who is in the background (tcsetattr(3)).
 //! Invariant: somebody else who has the foreground, a shell at its prompt, keeps the settings that are his.
@@ -8,6 +8,23 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, getpgrp, getpid, tcgetpgrp};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+/// The process group of this process becomes the terminal's foreground group (tcsetpgrp(3)). Every signal is blocked
+/// at this point, so SIGTTOU cannot stop us.
+///
+/// # Errors
+/// The errno of `ioctl(TIOCSPGRP)`.
+pub fn take_foreground(group: i32) -> Result<(), Errno> {
+    // SAFETY: tcsetpgrp(3) takes two integers.
+    Errno::result(unsafe { libc::tcsetpgrp(0, group) }).map(drop)
+}
+
+/// Whether stdin is our controlling terminal and we are its foreground group.
+#[must_use]
+pub fn owns_terminal() -> bool {
+    // SAFETY: isatty(3), tcgetpgrp(3) and getpgrp(2) take integers only.
+    unsafe { libc::isatty(0) == 1 && libc::tcgetpgrp(0) == libc::getpgrp() }
+}
 
 /// Its settings.
 #[derive(Clone, Copy)]

@@ -5,7 +5,7 @@
 use super::Supervisor;
 use crate::audit::record::{Body, Escalation};
 use crate::kernel::sockdiag::{self, Socket};
-use crate::kernel::{clock, limits};
+use crate::kernel::{clock, terminal};
 use crate::machine::step::{Action, Event};
 use crate::machine::types::Instant;
 use crate::revoke;
@@ -80,7 +80,7 @@ impl Supervisor {
                 self.shared.log().seal(record, until, self.machine.drained());
                 if self.terminal && !without("foreground") {
                     // The shell that started us finds its terminal as it left it.
-                    let _ = limits::take_foreground(nix::unistd::getpgrp().as_raw());
+                    let _ = terminal::take_foreground(nix::unistd::getpgrp().as_raw());
                 }
                 return Some(Event::Sealed);
             }

@@ -14,7 +14,7 @@ use crate::kernel::reap::{self, Reaped};
 use crate::kernel::signals::Signals;
 use crate::kernel::sockdiag::Socket;
 use crate::kernel::spawn::{Child, Handshake};
-use crate::kernel::{clock, limits, memory};
+use crate::kernel::{clock, memory, terminal};
 use crate::machine::status::LaunchFailure;
 use crate::machine::step::{Event, Machine, State};
 use crate::machine::types::{Ended, Instant};
@@ -316,11 +316,11 @@ impl Supervisor {
         let own = nix::unistd::getpgrp().as_raw();
         // Who is not of that group must not go on while nobody watches the deadline.
         let paused = if without("job_control") { Vec::new() } else { self.shared.everything().pause(ladder::ONE_KILL) };
-        let _ = limits::take_foreground(own);
+        let _ = terminal::take_foreground(own);
         let _ = nix::sys::signal::raise(Signal::SIGSTOP);
         // Continued: in the foreground again, or by `bg`.
-        if limits::owns_terminal() {
-            let _ = limits::take_foreground(pid);
+        if terminal::owns_terminal() {
+            let _ = terminal::take_foreground(pid);
         }
         let _ = kill(group, Signal::SIGCONT);
         self.shared.everything().resume(&paused);
