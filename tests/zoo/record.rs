@@ -135,6 +135,30 @@ fn the_next_run_can_open_the_file() {
     }
 }
 
+/// Nor can the owner of the directory keep the next run from its file.
+#[test]
+fn the_next_run_can_enter_the_directory() {
+    if !able() {
+        return;
+    }
+    let directory = std::path::Path::new(LOG).parent().unwrap().to_str().unwrap();
+    for place in [Pid1, Below] {
+        let mode = |guard| {
+            let mut stage = Stage::new(place);
+            stage.before = format!("chown 65532:65532 {directory}; chmod 750 {directory}");
+            let ran = stage.run(guard, &["chmod", directory]);
+            assert!(ran.says("succeeded"), "nothing refuses it: {ran:#?}");
+            if guard == Guard::Full {
+                assert!(ran.message.contains("the audit directory's mode was changed"), "{ran:#?}");
+            }
+            let log = ran.share().join("../log");
+            std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(log).unwrap().permissions()) & 0o777
+        };
+        assert_eq!((mode(Guard::Plain), mode(Guard::Without("own_mode"))), (0, 0), "controls");
+        assert_eq!(mode(Guard::Full), 0o750);
+    }
+}
+
 /// Another name for the file, where the workload may write: in another directory of the same mount.
 #[test]
 fn no_other_name_leads_to_the_file() {
