@@ -608,3 +608,21 @@ fn remove_itself(path: &Path) -> Result<(), Errno> {
 fn nanos(at: Instant) -> u64 {
     u64::try_from(at.0.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_hangs_is_made_up_for_but_not_where_memory_is_used_up() {
+        for (short, most) in [(false, 2), (true, 1)] {
+            let target = Target::new(PathBuf::from("/nowhere"), Source::Skipped("a test"));
+            let until = clock::now().plus(Duration::from_secs(10));
+            let crew = Arc::new(Crew::new(vec![target], None, until, 1, short, false, None));
+            // Somebody is in a call that does not come back, and nothing has moved since.
+            crew.present.store(1, Ordering::Relaxed);
+            crew.nudge();
+            assert_eq!(crew.most.load(Ordering::Relaxed), most, "{short}");
+        }
+    }
+}
