@@ -5,7 +5,7 @@
 //! Invariants: one task at a time, in the order in which they were asked for; who asks waits as long as it says and no longer, and
 //! asks nothing more until the answer is there.
 
-use super::sinks::{AuditSink, Done, Task, Written};
+use super::file::{AuditSink, Done, Task, Written};
 use crate::kernel::{Cause, clock};
 use crate::machine::types::Instant;
 use crate::switches::without;

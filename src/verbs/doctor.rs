@@ -4,8 +4,10 @@
 //! steps are good for here. No version number is asked. Invariant: a check holds only where the attack was made and
 //! refused, or the thing was done; a child without an answer holds nothing. Nothing is left behind.
 
+use crate::audit::file::AuditSink;
 use crate::audit::log::DEFAULT_FILE;
-use crate::audit::sinks::{AuditSink, MessageSink, errno};
+use crate::audit::message::MessageSink;
+use crate::audit::sinks::errno;
 use crate::confine::{self, Confinement, Context};
 use crate::kernel::kill::Everything;
 use crate::kernel::limits;
