@@ -2,8 +2,8 @@
 //!
 //! Only PID 1 may call them the workload's. A counter that cannot be read is `None`, never zero.
 
-use super::files::lossy;
 use super::proc::Proc;
+use super::procfile::lossy;
 use nix::errno::Errno;
 
 /// How much of a table is read: the protocols' are up to 3.2 KB, `net/dev` has 122 bytes for each interface.

@@ -2,7 +2,7 @@
 //!
 //! Everything is read before the fork. Invariant: without a quota nothing is changed.
 
-use super::files;
+use super::procfile;
 use crate::switches::without;
 use nix::errno::Errno;
 use std::path::{Path, PathBuf};
@@ -101,7 +101,7 @@ pub fn available() -> u64 {
 /// The quota in force, read once: the container's, which a workload cannot change.
 fn quota() -> Option<u64> {
     static QUOTA: OnceLock<Option<u64>> = OnceLock::new();
-    *QUOTA.get_or_init(|| tightest(files::own_cgroup()?, Path::new("/sys/fs/cgroup")))
+    *QUOTA.get_or_init(|| tightest(procfile::own_cgroup()?, Path::new("/sys/fs/cgroup")))
 }
 
 /// The tightest quota along the visible path, in thousandths of a CPU (cgroups(7)).
@@ -135,17 +135,17 @@ fn tightest(own: &str, mount: &Path) -> Option<u64> {
 type Limit = fn(&Path) -> Option<Option<u64>>;
 
 fn limit_v2(dir: &Path) -> Option<Option<u64>> {
-    let line = files::text(&dir.join("cpu.max"))?;
+    let line = procfile::text(&dir.join("cpu.max"))?;
     let mut words = line.split_whitespace();
     Some(thousandths(words.next(), words.next()))
 }
 
 fn limit_v1(dir: &Path) -> Option<Option<u64>> {
-    let quota = files::text(&dir.join("cpu.cfs_quota_us"))?;
+    let quota = procfile::text(&dir.join("cpu.cfs_quota_us"))?;
     if quota.starts_with('-') {
         return Some(None);
     }
-    Some(thousandths(Some(&quota), files::text(&dir.join("cpu.cfs_period_us")).as_deref()))
+    Some(thousandths(Some(&quota), procfile::text(&dir.join("cpu.cfs_period_us")).as_deref()))
 }
 
 /// "max" (v2) and "-1" (v1) are no quota.

@@ -6,57 +6,13 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::CStr;
-use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 const BELOW: ResolveFlag =
     ResolveFlag::RESOLVE_NO_XDEV.union(ResolveFlag::RESOLVE_NO_SYMLINKS).union(ResolveFlag::RESOLVE_BENEATH);
-
-/// A small file of /proc or /sys as text, at most `MOST` bytes of it: one open, one read, one close (`std::fs::read` asks for a
-/// size that these files do not have, and then reads them in eight pieces). Invalid UTF-8 is replaced.
-#[must_use]
-pub fn text(path: &Path) -> Option<String> {
-    const MOST: usize = 8192;
-    let fd = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-    let mut bytes = [0u8; MOST];
-    let n = nix::unistd::read(&fd, &mut bytes).ok()?;
-    Some(lossy(bytes.get(..n)?))
-}
-
-/// Text in which invalid UTF-8 is replaced. Valid text, which is nearly all of it, is checked a word at a time and not by character.
-#[must_use]
-pub fn lossy(bytes: &[u8]) -> String {
-    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes).into_owned(), str::to_owned)
-}
-
-/// This process's cgroups (cgroups(7)), read once.
-pub fn own_cgroup() -> Option<&'static str> {
-    static OWN: OnceLock<Option<String>> = OnceLock::new();
-    OWN.get_or_init(|| text(Path::new("/proc/self/cgroup"))).as_deref()
-}
-
-/// A file of /proc of any length: the same, read to its end. `None` where that is not all of it.
-#[must_use]
-pub fn whole(path: &Path) -> Option<Vec<u8>> {
-    let fd = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-    rest(fd, u64::MAX).ok()
-}
-
-/// What is left to read of a file of /proc, at most `most` bytes: into memory that is not cleared first, which costs more than
-/// most of these files do.
-///
-/// # Errors
-/// As read(2); `EINTR` is none.
-pub fn rest(fd: OwnedFd, most: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(4096);
-    // `take` also keeps it from asking for a size first, which these files do not have.
-    std::fs::File::from(fd).take(most).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
 
 /// Opens a directory by an absolute path none of whose parts may be a symlink (openat2(2), Linux 5.6; where it is
 /// missing each part is opened in turn).
@@ -150,7 +106,7 @@ pub fn identity(fd: BorrowedFd<'_>) -> Result<Identity, Errno> {
         return Ok(Identity { device, inode: seen.stx_ino, mount: Some(seen.stx_mnt_id) });
     }
     let stat = fstat(fd)?;
-    let info = text(Path::new(&format!("/proc/self/fdinfo/{}", fd.as_raw_fd())));
+    let info = super::procfile::text(Path::new(&format!("/proc/self/fdinfo/{}", fd.as_raw_fd())));
     let line = info.as_deref().and_then(|info| info.lines().find_map(|line| line.strip_prefix("mnt_id:")));
     let mount = line.and_then(|number| number.trim().parse().ok());
     Ok(Identity { device: stat.st_dev, inode: stat.st_ino, mount })
@@ -306,10 +262,6 @@ pub fn rmdir(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     unlinkat(dir, name, UnlinkatFlags::RemoveDir)
 }
 
-/// The file systems (statfs(2)) that overwrite in place: tmpfs, ramfs, ext2 to ext4, XFS. Not overlay: writing to a file of a
-/// lower layer makes a copy, and what the upper one is on cannot be seen.
-pub const IN_PLACE: [i64; 4] = [0x0102_1994, 0x8584_58f6, 0xef53, 0x5846_5342];
-
 /// The kind of file system `fd` is on; 0 where it does not say.
 #[must_use]
 pub fn file_system(fd: BorrowedFd<'_>) -> i64 {
@@ -324,80 +276,6 @@ pub fn look_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
 }
 
-/// How many names a regular file has; `None` for anything else.
-#[must_use]
-// A u32 on aarch64.
-#[allow(clippy::useless_conversion)]
-pub fn links(fd: BorrowedFd<'_>) -> Option<u64> {
-    let stat = fstat(fd).ok()?;
-    (stat.st_mode & libc::S_IFMT == libc::S_IFREG).then_some(stat.st_nlink.into())
-}
-
-/// Whether the file has extended attributes of the user's, which hold bytes too (xattr(7)).
-#[must_use]
-pub fn has_user_attributes(file: BorrowedFd<'_>) -> bool {
-    let mut names = [0u8; 1024];
-    // SAFETY: flistxattr(2) writes at most the length given.
-    let n = unsafe { libc::flistxattr(file.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
-    // ERANGE: more than these.
-    usize::try_from(n).map_or_else(
-        |_| Errno::last() == Errno::ERANGE,
-        |n| names.get(..n).unwrap_or_default().split(|&b| b == 0).any(|name| name.starts_with(b"user.")),
-    )
-}
-
-/// Opens the very file that `seen` (an O_PATH descriptor of a regular file) is, for writing; one whose mode forbids it is
-/// changed.
-///
-/// # Errors
-/// The errno of `open(2)`.
-pub fn open_for_overwriting(seen: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let link = format!("/proc/self/fd/{}", seen.as_raw_fd());
-    // Non-blocking: a lease of somebody's is not waited for.
-    let open =
-        || nix::fcntl::open(link.as_str(), OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty());
-    match open() {
-        Err(Errno::EACCES) => {
-            let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
-            nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, link.as_str(), Mode::S_IRUSR | Mode::S_IWUSR, follow)?;
-            open()
-        }
-        result => result,
-    }
-}
-
-/// Writes zeros over every byte of `file` that is allocated, and waits for the disk where there is one (fdatasync(2)); adds
-/// what was written to `written`.
-///
-/// # Errors
-/// `ETIME` when `stop` says so, else what the file system answers.
-pub fn overwrite(file: BorrowedFd<'_>, chunk: usize, written: &mut u64, stop: &dyn Fn() -> bool) -> Result<(), Errno> {
-    use nix::unistd::Whence::{SeekData, SeekHole};
-    let zeros = vec![0u8; chunk];
-    let mut end = 0;
-    loop {
-        // ENXIO: nothing but a hole follows.
-        let mut at = match nix::unistd::lseek(file, end, SeekData) {
-            Err(Errno::ENXIO) => break,
-            result => result?,
-        };
-        end = nix::unistd::lseek(file, at, SeekHole)?;
-        while at < end {
-            if stop() {
-                return Err(Errno::ETIME);
-            }
-            let left = usize::try_from(end.saturating_sub(at)).unwrap_or(chunk).min(chunk);
-            let n = nix::sys::uio::pwrite(file, zeros.get(..left).unwrap_or_default(), at)?;
-            if n == 0 {
-                return Err(Errno::EIO);
-            }
-            *written = written.saturating_add(u64::try_from(n).unwrap_or(0));
-            at = at.saturating_add(i64::try_from(n).unwrap_or(0));
-        }
-    }
-    nix::unistd::fdatasync(file)
-}
-
 /// Whether an open directory's file system is mounted read-only.
 #[must_use]
 pub fn is_read_only(dir: BorrowedFd<'_>) -> bool {
@@ -410,64 +288,4 @@ pub fn is_read_only(dir: BorrowedFd<'_>) -> bool {
 /// The errno of `openat(2)`.
 pub fn parent(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     openat(dir, c"..", DIRECTORY, Mode::empty())
-}
-
-/// To the entry that follows the one whose `next` this is; 0 is the start of the directory (lseek(2)).
-///
-/// # Errors
-/// The errno of `lseek(2)`.
-pub fn seek(dir: BorrowedFd<'_>, to: i64) -> Result<(), Errno> {
-    nix::unistd::lseek(dir, to, nix::unistd::Whence::SeekSet).map(drop)
-}
-
-/// Reads the next entries into `buffer`, for `entries`; how many bytes, 0 at the end.
-///
-/// # Errors
-/// The errno of `getdents64(2)`.
-pub fn read_entries(dir: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
-    // SAFETY: getdents64 writes at most the length given into the buffer, which is valid for that many bytes.
-    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
-    Errno::result(n).map(|n| usize::try_from(n).unwrap_or(0))
-}
-
-/// The same behind what `buffer` holds already, into at most `most` bytes of its capacity, which nobody has to clear first.
-///
-/// # Errors
-/// The errno of `getdents64(2)`.
-pub fn append_entries(dir: BorrowedFd<'_>, buffer: &mut Vec<u8>, most: usize) -> Result<usize, Errno> {
-    let spare = buffer.spare_capacity_mut();
-    let most = most.min(spare.len());
-    // SAFETY: getdents64 writes at most `most` bytes into the capacity that is left, which is at least that long.
-    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), spare.as_mut_ptr(), most) };
-    let n = Errno::result(n).map(|n| usize::try_from(n).unwrap_or(0))?;
-    // SAFETY: the kernel has just written these `n` bytes, and they are within the capacity.
-    unsafe { buffer.set_len(buffer.len().saturating_add(n)) };
-    Ok(n)
-}
-
-/// One entry as the kernel wrote it.
-#[derive(Debug, Clone, Copy)]
-pub struct Entry<'a> {
-    /// The inode's number.
-    pub inode: u64,
-    /// Where in the directory the next entry is, for `seek`.
-    pub next: i64,
-    /// `DT_*` of readdir(3); `DT_UNKNOWN` where the file system does not say.
-    pub kind: u8,
-    /// The name, any bytes but NUL and slash.
-    pub name: &'a CStr,
-}
-
-/// The entry at `at`, and where the next one is; `None` at the end of what was read.
-#[must_use]
-pub fn entry(read: &[u8], at: usize) -> Option<(Entry<'_>, usize)> {
-    // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
-    let record = read.get(at..)?;
-    let (inode, rest) = record.split_first_chunk::<8>()?;
-    let (next, rest) = rest.split_first_chunk::<8>()?;
-    let &[low, high, kind] = rest.get(..3)? else { return None };
-    let length = usize::from(u16::from_ne_bytes([low, high])).max(20);
-    let name = CStr::from_bytes_until_nul(record.get(19..length)?).ok()?;
-    let entry = Entry { inode: u64::from_ne_bytes(*inode), next: i64::from_ne_bytes(*next), kind, name };
-    Some((entry, at.saturating_add(length)))
 }

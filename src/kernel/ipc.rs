@@ -2,7 +2,7 @@
 //!
 //! Invariant: a table is read through one fixed buffer, whatever a workload put into it.
 
-use super::files;
+use super::{entries, files, procfile};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -150,7 +150,7 @@ fn each_line(
 /// Whether there is none of them at all, by one bounded look: a workload may have made tens of thousands.
 #[must_use]
 pub fn is_empty() -> bool {
-    let headed_only = |kind: Kind| files::text(kind.table()).is_some_and(|text| text.lines().nth(1).is_none());
+    let headed_only = |kind: Kind| procfile::text(kind.table()).is_some_and(|text| text.lines().nth(1).is_none());
     let none = |kind: Kind| in_use(kind).map_or_else(|| headed_only(kind), |count| count == 0);
     Kind::ALL.into_iter().all(none) && posix_queues_are_empty()
 }
@@ -250,16 +250,16 @@ pub fn remove(object: &Object) -> Result<(), Errno> {
 
 /// Calls `each` with `/dev/mqueue` and every POSIX queue in it while it answers `true`; with none where that is not what
 /// mq_overview(7) says.
-pub fn each_posix_queue(mut each: impl FnMut(BorrowedFd<'_>, &files::Entry<'_>) -> bool) {
+pub fn each_posix_queue(mut each: impl FnMut(BorrowedFd<'_>, &entries::Entry<'_>) -> bool) {
     const MQUEUE: i64 = 0x1980_0202;
     let Ok(dir) = files::open_path(Path::new("/dev/mqueue")) else { return };
     if files::file_system(dir.as_fd()) != MQUEUE {
         return;
     }
     let mut buffer = [0; 4096];
-    while let Ok(read @ 1..) = files::read_entries(dir.as_fd(), &mut buffer) {
+    while let Ok(read @ 1..) = entries::read_entries(dir.as_fd(), &mut buffer) {
         let mut at = 0;
-        while let Some((entry, next)) = files::entry(buffer.get(..read).unwrap_or_default(), at) {
+        while let Some((entry, next)) = entries::entry(buffer.get(..read).unwrap_or_default(), at) {
             if entry.kind != libc::DT_DIR && !each(dir.as_fd(), &entry) {
                 return;
             }
@@ -298,7 +298,7 @@ mod tests {
             assert!(id >= 0, "{kind:?}: {:?}", Errno::last());
             // Others may make and remove some meanwhile.
             let agree = (0..1000).any(|_| {
-                let lines = files::lossy(&files::whole(kind.table()).unwrap()).lines().count();
+                let lines = procfile::lossy(&procfile::whole(kind.table()).unwrap()).lines().count();
                 in_use(kind).and_then(|n| usize::try_from(n).ok()) == lines.checked_sub(1)
             });
             assert!(agree, "{kind:?}: {:?}", in_use(kind));

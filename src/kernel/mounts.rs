@@ -2,7 +2,7 @@
 //!
 //! Read once, before the workload runs. Invariant: a line that is not what the manual page says is left out, never guessed at.
 
-use super::files;
+use super::procfile;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub struct Mount {
 /// Every mount that can be seen, in the kernel's order; `None` where they cannot be read.
 #[must_use]
 pub fn all() -> Option<Vec<Mount>> {
-    let text = files::whole(Path::new("/proc/self/mountinfo"))?;
+    let text = procfile::whole(Path::new("/proc/self/mountinfo"))?;
     Some(text.split(|&b| b == b'\n').filter_map(mount).collect())
 }
 

@@ -3,7 +3,7 @@
 //!
 //! The files are opened and read once before the spawn; later reads use the buffers the kernel then made, and stack memory here.
 
-use super::files;
+use super::procfile;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ impl Pressure {
     /// Opens the files of the memory cgroup (v1 or v2); `None` where there is no limit, or none can be seen.
     #[must_use]
     pub fn open() -> Option<Self> {
-        let own = files::own_cgroup()?;
+        let own = procfile::own_cgroup()?;
         let mount = Path::new("/sys/fs/cgroup");
         own.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
@@ -40,7 +40,7 @@ impl Pressure {
     }
 
     fn of(dir: PathBuf, [usage, limit]: [&str; 2]) -> Option<Self> {
-        let limit: u64 = files::text(&dir.join(limit))?.trim().parse().ok()?;
+        let limit: u64 = procfile::text(&dir.join(limit))?.trim().parse().ok()?;
         // v1 says "no limit" by a number no machine has.
         if limit >= 1 << 50 {
             return None;

@@ -3,7 +3,7 @@
 //!
 //! Source of the field numbers: proc_pid_stat(5).
 
-use super::{files, limits};
+use super::{limits, procfile};
 use crate::switches::without;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
@@ -291,7 +291,7 @@ impl Proc {
     /// The errno of `openat(2)` or `read(2)`.
     pub fn following(&self, path: &std::ffi::CStr, most: u64) -> Result<Vec<u8>, Errno> {
         let fd = openat(self.root.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-        files::rest(fd, most).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+        procfile::rest(fd, most).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
     }
 
     /// Whether `who` is still the process that was seen, and not a zombie.
@@ -364,7 +364,7 @@ pub fn hides() -> bool {
         return false;
     }
     let path = std::path::Path::new("/proc/self/mountinfo");
-    files::whole(path).map_or_else(|| path.exists(), |mounts| mounts.split(|&b| b == b'\n').any(is_hiding))
+    procfile::whole(path).map_or_else(|| path.exists(), |mounts| mounts.split(|&b| b == b'\n').any(is_hiding))
 }
 
 /// `36 35 0:5 / /proc options - proc source options`; hidepid=0, off before Linux 5.8, is not shown.

@@ -7,7 +7,7 @@
 use super::crew::{Crew, Tree};
 use super::node::Node;
 use super::walk::{Worker, remove};
-use crate::kernel::{files, memory};
+use crate::kernel::{entries, files, memory};
 use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
@@ -197,15 +197,15 @@ impl Worker<'_> {
         let mut buffer = [0u8; BUFFER];
         let mut unmet = stuck.is_some();
         loop {
-            files::seek(here.fd(), *at)?;
+            entries::seek(here.fd(), *at)?;
             let mut before = *at;
             loop {
-                let read = files::read_entries(here.fd(), &mut buffer)?;
+                let read = entries::read_entries(here.fd(), &mut buffer)?;
                 if read == 0 {
                     break;
                 }
                 let mut place = 0;
-                while let Some((entry, next)) = files::entry(buffer.get(..read).unwrap_or_default(), place) {
+                while let Some((entry, next)) = entries::entry(buffer.get(..read).unwrap_or_default(), place) {
                     place = next;
                     if entry.name != c"." && entry.name != c".." {
                         if self.is_over() {

@@ -6,7 +6,7 @@
 
 use crate::audit::record::Ipc;
 use crate::kernel::clock;
-use crate::kernel::files::Entry;
+use crate::kernel::entries::Entry;
 use crate::kernel::ipc::{self, Identity, Kind, Object};
 use nix::errno::Errno;
 use std::ffi::CString;

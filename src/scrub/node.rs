@@ -4,7 +4,7 @@
 //! its children was. Nothing here recurses: `settled` says what to do next, and the caller loops.
 
 use super::crew::Tree;
-use crate::kernel::files;
+use crate::kernel::{entries, files};
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -178,7 +178,7 @@ impl Node {
             self.changed.swap(false, Ordering::AcqRel) && {
                 self.left.store(0, Ordering::Relaxed);
                 self.ended.store(false, Ordering::Relaxed);
-                files::seek(self.fd(), 0).map_err(|errno| self.leave(errno)).is_ok()
+                entries::seek(self.fd(), 0).map_err(|errno| self.leave(errno)).is_ok()
             }
         };
         let kept = || self.tree.keeps_any() && files::inode(self.fd()).is_ok_and(|inode| self.tree.keeps(inode));

@@ -9,7 +9,7 @@ use super::leftovers::Cleared;
 use super::node::Node;
 use super::targets::{Source, Target};
 use super::zero;
-use crate::kernel::{files, limits};
+use crate::kernel::{entries, files, limits, overwrite};
 use crate::switches::without;
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
@@ -156,7 +156,7 @@ impl<'a> Worker<'a> {
         self.buffer.clear();
         loop {
             let room = self.room().min(BUFFER);
-            let read = files::append_entries(node.fd(), &mut self.buffer, room).unwrap_or_else(|errno| {
+            let read = entries::append_entries(node.fd(), &mut self.buffer, room).unwrap_or_else(|errno| {
                 node.leave(errno);
                 0
             });
@@ -185,7 +185,7 @@ impl<'a> Worker<'a> {
         self.files.clear();
         self.directories.clear();
         let mut at = 0;
-        while let Some((entry, next)) = files::entry(&self.buffer, at) {
+        while let Some((entry, next)) = entries::entry(&self.buffer, at) {
             let list = if entry.kind == libc::DT_DIR { &mut self.directories } else { &mut self.files };
             // Also where the file system does not say that these two are directories.
             if entry.name != c"." && entry.name != c".." {
@@ -202,7 +202,7 @@ impl<'a> Worker<'a> {
     }
 
     fn name(&self, at: usize) -> Option<(&CStr, u8)> {
-        files::entry(&self.buffer, at).map(|(entry, _)| (entry.name, entry.kind))
+        entries::entry(&self.buffer, at).map(|(entry, _)| (entry.name, entry.kind))
     }
 
     /// Removes the files just read; false when the time is up.
@@ -293,9 +293,9 @@ fn is_empty(target: &Target) -> bool {
     if !target.is_still(dir.as_fd()) || files::is_read_only(dir.as_fd()) {
         return false;
     }
-    let Ok(read) = files::read_entries(dir.as_fd(), &mut buffer) else { return false };
+    let Ok(read) = entries::read_entries(dir.as_fd(), &mut buffer) else { return false };
     let mut at = 0;
-    while let Some((entry, next)) = files::entry(buffer.get(..read).unwrap_or_default(), at) {
+    while let Some((entry, next)) = entries::entry(buffer.get(..read).unwrap_or_default(), at) {
         if entry.name != c"." && entry.name != c".." {
             return false;
         }
@@ -325,7 +325,7 @@ pub fn remove(crew: &Crew, node: &Node, name: &CStr, kind: u8) -> bool {
         // Its space goes with its last name, which may be the one that somebody else removes.
         let seen = files::look_at(node.fd(), name);
         let unlinked = unlink();
-        let last = seen.is_ok_and(|file| files::links(file.as_fd()) == Some(0));
+        let last = seen.is_ok_and(|file| overwrite::links(file.as_fd()) == Some(0));
         (unlinked, if last { space } else { 0 })
     } else {
         (unlink(), space)

@@ -5,7 +5,7 @@
 
 use super::crew::Crew;
 use super::node::Node;
-use crate::kernel::files;
+use crate::kernel::{files, overwrite};
 use nix::errno::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -32,7 +32,7 @@ impl Zeroed {
     /// Looks at what the tree is on.
     pub fn begin(&self, top: BorrowedFd<'_>) {
         let magic = files::file_system(top);
-        let _ = self.place.set((files::IN_PLACE.contains(&magic), magic));
+        let _ = self.place.set((overwrite::IN_PLACE.contains(&magic), magic));
     }
 
     fn in_place(&self) -> bool {
@@ -54,19 +54,19 @@ impl Zeroed {
 pub fn unlink(node: &Node, name: &CStr, zeroed: &Zeroed, crew: &Crew) -> Result<(), Errno> {
     // What it is, is looked at through a descriptor that opens nothing; and that very file is opened, not its name.
     let looked = files::look_at(node.fd(), name).ok();
-    let links = looked.as_ref().and_then(|fd| files::links(fd.as_fd()));
+    let links = looked.as_ref().and_then(|fd| overwrite::links(fd.as_fd()));
     let looked = looked.filter(|_| links.is_some());
     // Else two who remove its last two names would both see that none is left. Where sizes are asked for, whoever calls holds it.
     let one_by_one = if node.tree.asks_sizes() { None } else { crew.one_by_one(links.unwrap_or(0)) };
     node.widening(|| files::unlink(node.fd(), name))?;
-    let nameless = looked.as_ref().filter(|fd| zeroed.in_place() && files::links(fd.as_fd()) == Some(0));
+    let nameless = looked.as_ref().filter(|fd| zeroed.in_place() && overwrite::links(fd.as_fd()) == Some(0));
     drop(one_by_one);
     let mut done = false;
-    if let Some(file) = nameless.and_then(|fd| files::open_for_overwriting(fd.as_fd()).ok()) {
+    if let Some(file) = nameless.and_then(|fd| overwrite::open_for_overwriting(fd.as_fd()).ok()) {
         let mut bytes = 0;
         // The bytes of its attributes are where nobody can write over them.
-        done = files::overwrite(file.as_fd(), CHUNK, &mut bytes, &|| crew.is_over()).is_ok()
-            && !files::has_user_attributes(file.as_fd());
+        done = overwrite::overwrite(file.as_fd(), CHUNK, &mut bytes, &|| crew.is_over()).is_ok()
+            && !overwrite::has_user_attributes(file.as_fd());
         zeroed.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
     if looked.is_some() {
