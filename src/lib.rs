@@ -18,6 +18,7 @@ pub mod diagnostics;
 pub mod kernel;
 pub mod machine;
 pub mod object;
+pub mod panics;
 pub mod policy;
 pub mod relay;
 pub mod revoke;
@@ -39,7 +40,6 @@ use machine::status::LaunchFailure;
 use machine::step::{Event, Machine};
 use machine::types::Instant;
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use policy::Policy;
 use relay::Relay;
 use settings::cli::printable;
@@ -160,7 +160,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         shared.everything().under_a_quota();
     }
     let begun = clock::now();
-    hook_panics(Arc::clone(&shared), pid1, facts.of_a_panic(), begun);
+    panics::hook(Arc::clone(&shared), pid1, facts.of_a_panic(), begun);
 
     let limits = Limits {
         timeout: settings.timeout,
@@ -196,17 +196,30 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         killed_at: None,
         more_to_reap: false,
     });
+    launch(&mut supervisor, command, refused, &confinement, begun);
+    Ok(supervisor)
+}
+
+/// Forks the command, which confines itself while the counters of before are read here, and lets it go. `refused` is what the policy
+/// says against it. What fails is an event of the machine's: from here on there is no bailing out.
+fn launch(
+    supervisor: &mut Supervisor,
+    command: Result<spawn::Command, Errno>,
+    refused: Option<(String, Errno)>,
+    confinement: &confine::Confinement,
+    begun: Instant,
+) {
     let output = supervisor.relay.as_ref().and_then(Relay::writers);
     let spawned = command.and_then(|c| {
         if let Some((line, errno)) = refused {
             supervisor.facts.error(line);
             return Err(errno);
         }
-        let spawned = match spawn::spawn(&c, &confinement, output) {
+        let spawned = match spawn::spawn(&c, confinement, output) {
             // No room for another process: our other thread takes one place, and the command matters more.
             Err(Errno::EAGAIN) if confinement.has_thread() => {
                 supervisor.shared.log().dismiss_thread();
-                spawn::spawn(&c, &confinement, output)
+                spawn::spawn(&c, confinement, output)
             }
             spawned => spawned,
         };
@@ -220,17 +233,17 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
     }
     let failed = match spawned {
         Ok(mut child) => {
-            if terminal {
+            if supervisor.terminal {
                 spawn::set_group(child.pid);
             }
             // While it confines itself; it is held before its exec.
             let counters = {
                 let everything = supervisor.shared.everything();
-                everything.proc_().filter(|_| pid1).map(|proc_| counters::Counters::before(proc_, child.pid))
+                everything.proc_().filter(|_| supervisor.pid1).map(|proc_| counters::Counters::before(proc_, child.pid))
             };
             supervisor.facts.baseline = counters;
             supervisor.watch.baseline(supervisor.facts.baseline.as_ref());
-            supervisor.before = pid1.then(scrub::leftovers::Before::look);
+            supervisor.before = supervisor.pid1.then(scrub::leftovers::Before::look);
             // Before the workload has used up the quota: a CPU that the supervisor has just come to has no time left over.
             if let Some(outcome) = confinement.settle_supervisor() {
                 supervisor.facts.enforced("supervisor_cpu", outcome);
@@ -248,7 +261,6 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         supervisor.facts.launched = Some(false);
         supervisor.feed(Event::LaunchFailed(failure));
     }
-    Ok(supervisor)
 }
 
 /// Reads the policy file, before anything else is touched; `source` is the option or the variable that names it.
@@ -299,40 +311,4 @@ fn private_tmp(settings: &mut Settings) -> Result<(PathBuf, std::os::fd::OwnedFd
             Err(format!("cannot make a private TMPDIR {}: {} ({errno:?})", printable(path.as_os_str()), errno.desc()))
         }
     }
-}
-
-/// A panic kills, seals as `supervisor_error` and exits 125: a bug of ours must not leave the workload behind.
-fn hook_panics(
-    shared: Arc<Shared>,
-    pid1: bool,
-    record: audit::record::EvaluationTerminated,
-    begun: machine::types::Instant,
-) {
-    // Its own: the panic may come while the other one is held.
-    let spare = (!pid1).then(|| Mutex::new(shared.everything().spare()));
-    std::panic::set_hook(Box::new(move |info| {
-        if pid1 {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
-        } else if let Some(Ok(mut everything)) = spare.as_ref().map(Mutex::try_lock) {
-            let began = clock::now();
-            // Bounded: a child that cannot be killed must not keep the seal back.
-            while clock::now().since(began) < std::time::Duration::from_secs(1) {
-                everything.signal(Signal::SIGKILL);
-                let alone = loop {
-                    match kernel::reap::next(false) {
-                        Ok(Some(_)) => {}
-                        last => break last.is_err(),
-                    }
-                };
-                if alone || everything.is_gone() {
-                    break;
-                }
-            }
-        }
-        let _ = audit::log::emergency(&shared.log, seal::panicked(record.clone(), begun, &info.to_string()));
-        // Last, and not for long: a reader that is stuck must keep neither the workload alive nor us.
-        let line = format!("gracekeeper: internal error: {info}");
-        let _ = audit::stderr::StderrSink::open().write(&line, true);
-        std::process::exit(125);
-    }));
 }
