@@ -4,10 +4,10 @@
 //! reserved for the seal; what somebody else did to the file is seen before it is written to.
 
 use super::message::MessageSink;
-use super::sinks::{errno, open_regular, refused};
+use super::sinks::{open_regular, refused};
 use crate::kernel::Cause;
 use crate::kernel::files;
-use crate::kernel::outcome::OFF;
+use crate::kernel::outcome::{OFF, errno};
 use crate::switches::without;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};

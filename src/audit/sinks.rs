@@ -4,8 +4,8 @@
 //! Invariants: no open waits for a reader; no path is followed through a symlink in its last component.
 
 use crate::kernel::Cause;
+use crate::kernel::outcome::errno;
 use crate::switches::without;
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,12 +15,6 @@ use std::path::Path;
 
 /// A disk that does not answer.
 pub const LATE: &str = "its disk did not answer in time";
-
-/// The errno of a failure of the standard library.
-#[must_use]
-pub fn errno(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
-}
 
 pub(super) fn refused(what: &'static str) -> impl Fn(io::Error) -> Cause {
     move |error| Cause::refused(what, errno(&error))

@@ -3,8 +3,9 @@
 //! Invariant: no write waits longer than `PATIENCE` for a reader, and none makes the descriptor of anybody else non-blocking. No
 //! record is the rest of somebody else's line.
 
-use super::sinks::{above_stdio, errno, refused};
+use super::sinks::{above_stdio, refused};
 use crate::kernel::nowait::write_now;
+use crate::kernel::outcome::errno;
 use crate::kernel::terminal::Terminal;
 use crate::kernel::{Cause, clock};
 use nix::errno::Errno;

@@ -5,6 +5,12 @@
 use nix::errno::Errno;
 use std::fmt;
 
+/// The errno of a failure of the standard library.
+#[must_use]
+pub fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
 /// The cause of what a test switched off.
 pub const OFF: &str = "switched off by a test";
 

@@ -266,7 +266,7 @@ pub fn child(
     attack: &Attack,
     meanwhile: &mut dyn FnMut(i32),
 ) -> Result<Answer, Errno> {
-    let (mut ours, mut theirs) = UnixStream::pair().map_err(|e| crate::audit::sinks::errno(&e))?;
+    let (mut ours, mut theirs) = UnixStream::pair().map_err(|e| super::outcome::errno(&e))?;
     let supervisor = nix::unistd::getpid().as_raw();
     // SAFETY: the verbs have one thread, so the child may allocate; it ends by _exit and returns to nobody.
     match unsafe { nix::unistd::fork() }? {
@@ -318,9 +318,8 @@ pub fn environment(child: &mut Child) -> Result<Vec<Vec<u8>>, Errno> {
             _ => break Err(Errno::ETIMEDOUT),
         }
     };
-    let text = launched.and_then(|()| {
-        std::fs::read(format!("/proc/{}/environ", child.pid)).map_err(|e| crate::audit::sinks::errno(&e))
-    });
+    let text = launched
+        .and_then(|()| std::fs::read(format!("/proc/{}/environ", child.pid)).map_err(|e| super::outcome::errno(&e)));
     let pid = Pid::from_raw(child.pid);
     // It is our unreaped child, so the number is still its own.
     let _ = kill(pid, Signal::SIGKILL);

@@ -7,11 +7,10 @@
 use crate::audit::file::AuditSink;
 use crate::audit::log::DEFAULT_FILE;
 use crate::audit::message::MessageSink;
-use crate::audit::sinks::errno;
 use crate::confine::{self, Confinement, Context};
 use crate::kernel::kill::Everything;
 use crate::kernel::limits;
-use crate::kernel::outcome::Outcome;
+use crate::kernel::outcome::{Outcome, errno};
 use crate::kernel::probe::{self, Attack};
 use crate::kernel::proc::Proc;
 use crate::kernel::signals;
