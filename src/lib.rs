@@ -25,6 +25,7 @@ pub mod revoke;
 pub mod scrub;
 pub mod seal;
 pub mod settings;
+pub mod shared;
 pub mod supervise;
 pub mod switches;
 pub mod verbs;
@@ -44,10 +45,11 @@ use policy::Policy;
 use relay::Relay;
 use settings::cli::printable;
 use settings::{AuditFile, Settings};
+use shared::Shared;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use supervise::{Shared, Supervisor};
+use supervise::Supervisor;
 
 /// No ptrace and no /proc/PID/mem of ours for the workload, which has our UID (prctl(2)).
 fn hide() -> Outcome {

@@ -4,7 +4,7 @@ use crate::audit;
 use crate::kernel::{self, clock};
 use crate::machine::types::Instant;
 use crate::seal;
-use crate::supervise::Shared;
+use crate::shared::Shared;
 use nix::sys::signal::Signal;
 use std::sync::{Arc, Mutex};
 

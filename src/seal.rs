@@ -19,7 +19,7 @@ use crate::scrub::job::{self, Job};
 use crate::scrub::targets::Target;
 use crate::settings::cli::printable;
 use crate::settings::{AuditLevel, Settings};
-use crate::supervise::Shared;
+use crate::shared::Shared;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;

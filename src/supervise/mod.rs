@@ -5,10 +5,8 @@ mod ladder;
 mod looking;
 mod stops;
 
-use crate::audit::log::Log;
 use crate::audit::record::Escalation;
 use crate::confine;
-use crate::kernel::kill::Everything;
 use crate::kernel::outcome::Outcome;
 use crate::kernel::reap::{self, Reaped};
 use crate::kernel::signals::Signals;
@@ -25,13 +23,14 @@ use crate::scrub::leftovers::Before;
 use crate::scrub::targets::Target;
 use crate::seal;
 use crate::settings::ScrubMode;
+use crate::shared::Shared;
 use crate::switches::without;
 use crate::watch::sample::Watch;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Children heard in one turn of the loop: who dies, or stops and goes on, as fast as we listen must not keep the loop from its
@@ -42,27 +41,6 @@ const DEATHS: std::time::Duration = std::time::Duration::from_micros(300);
 
 /// What a process that SIGKILL ended died of.
 const KILLED: u8 = 9;
-
-/// What the panic hook has to reach as well.
-#[derive(Debug)]
-pub struct Shared {
-    /// The processes.
-    pub everything: Mutex<Everything>,
-    /// The log.
-    pub log: Mutex<Log>,
-}
-
-impl Shared {
-    /// The processes; a panic elsewhere does not keep them from being killed.
-    pub fn everything(&self) -> MutexGuard<'_, Everything> {
-        self.everything.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The log; a panic elsewhere does not keep it from being sealed.
-    pub fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// One run, from the fork to the seal.
 #[derive(Debug)]
