@@ -466,6 +466,48 @@ fn a_stranger_with_sed_and_sha256sum() {
     }
 }
 
+/// Again the very commands of the documentation, on what the binary recorded of a command that was really given so.
+#[test]
+fn a_stranger_with_printf_and_sha256sum() {
+    let dir = tempfile::tempdir().unwrap();
+    let docs = include_str!("../docs/audit.md");
+    let printf = docs.lines().find(|line| line.starts_with("printf '%s\\0'")).unwrap();
+    let args = printf.strip_prefix("printf '%s\\0'").unwrap().strip_suffix("| sha256sum").unwrap().trim();
+    assert!(docs.contains(&format!("`gracekeeper -- sh {args}`")), "{args}");
+    assert!(docs.contains("`sha256sum </dev/null`"));
+    let own = "tail -z -n +2 /proc/$$/cmdline | sha256sum";
+    assert!(docs.contains("`tail -z -n +2 /proc/PID/cmdline | sha256sum`"));
+    // One whose bytes are no text and one that is empty as well.
+    let odd = r#"-c 'true' "$(printf 'x\377')" '' 'a
+b'"#;
+    let itself = format!("-c '{own}; true' x");
+    for (n, (command, printf)) in [
+        (format!("sh {args}"), printf.to_owned()),
+        ("true".to_owned(), "sha256sum </dev/null".to_owned()),
+        (format!("sh {odd}"), format!("printf '%s\\0' {odd} | sha256sum")),
+        (format!("sh {itself}"), format!("printf '%s\\0' {itself} | sha256sum")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let file = dir.path().join(n.to_string());
+        let script = format!("\"$G\" --audit-file \"$F\" --log-level error -- {command}; {printf}");
+        let mut sh = Command::new("sh");
+        sh.arg("-c").arg(script).env("F", &file).env("G", env!("CARGO_BIN_EXE_gracekeeper"));
+        let output = String::from_utf8(sh.output().unwrap().stdout).unwrap();
+        let said = output.lines().last().unwrap().split(' ').next().unwrap();
+        for line in fs::read_to_string(&file).unwrap().lines() {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            if !record["process"].is_null() {
+                assert_eq!(record["process"]["args_sha256"], said, "{command}: {record}");
+            }
+        }
+        // What the command itself found in /proc.
+        let lines: Vec<&str> = output.lines().filter(|line| line.ends_with(" -") || line.ends_with("  -")).collect();
+        assert!(n != 3 || lines.len() == 2 && lines[0] == lines[1], "{output}");
+    }
+}
+
 /// Runs this test binary's `child` test with a shell line around it.
 fn in_child(script: &str, mode: &str, dir: &Path) -> std::process::Output {
     Command::new("sh")
