@@ -88,7 +88,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
     if let Some(why) = settings.scrub.iter().find_map(|path| scrub::targets::refuse(path, &protected)) {
         return Err(format!("{}: {why}", settings.source("scrub")));
     }
-    let relay = settings.output_limit.map(Relay::open).transpose()?;
+    let relay = settings.output_limit.map(|limit| Relay::open(limit, &settings.source("output-limit"))).transpose()?;
     let signals = signals::Signals::open().map_err(|e| format!("cannot handle signals: {e}"))?;
     let everything = Everything::new(pid1).map_err(|e| format!("cannot find what will be the workload's: {e}"))?;
     let log = Log::open(Config {

@@ -82,12 +82,13 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Makes the pipes. Where stdout and stderr are one file, one pipe serves both, which keeps the order between them.
+    /// Makes the pipes. Where stdout and stderr are one file, one pipe serves both, which keeps the order between them. `source` is the
+    /// option or the variable that asks for it.
     ///
     /// # Errors
-    /// One line: which call, and its errno.
-    pub fn open(limit: u64) -> Result<Self, String> {
-        let fail = |what: &'static str| move |e: Errno| format!("--output-limit: {what}: {} ({e:?})", e.desc());
+    /// One line: who asked, which call, and its errno.
+    pub fn open(limit: u64, source: &str) -> Result<Self, String> {
+        let fail = |what: &'static str| move |e: Errno| format!("{source}: {what}: {} ({e:?})", e.desc());
         let stdout = Destination::of(std::io::stdout()).map_err(fail("stdout"))?;
         let stderr = Destination::of(std::io::stderr()).map_err(fail("stderr"))?;
         let (out, write_out) = pipe::pair().map_err(fail("pipe"))?;

@@ -24,6 +24,27 @@ fn limited(limit: &str, more: &[&str], script: &str) -> (Command, tempfile::Temp
     (command, audit)
 }
 
+/// Who asked is named: the option, or the variable.
+#[test]
+fn a_relay_that_cannot_be_had_names_who_asked_for_it() {
+    for (flag, variable, source) in [
+        (Some("1k"), None, "--output-limit: "),
+        (None, Some("1k"), "OUTPUT_LIMIT: "),
+        (Some("1k"), Some("2k"), "--output-limit: "),
+    ] {
+        // No descriptor is left for what it needs.
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -n 4; exec \"$0\" \"$@\"", BINARY]).env_clear();
+        command.args(flag.map(|value| format!("--output-limit={value}"))).args(["--", "true"]);
+        command.envs(variable.map(|value| ("OUTPUT_LIMIT", value)));
+        let out = command.output().unwrap();
+        let line = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(125), "{line}");
+        assert!(line.starts_with(&format!("gracekeeper: {source}")) && line.contains("EMFILE"), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+}
+
 #[test]
 fn exact_at_the_limit_and_on_both_sides_of_it() {
     for limit in [1_u64, 100, 65_536, 300_000] {
