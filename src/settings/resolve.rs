@@ -341,6 +341,11 @@ mod tests {
         assert_eq!(settings.grace, Duration::from_secs(5));
         assert_eq!(run(&[("timeout", "8")], &env).unwrap().timeout, Some(Duration::from_secs(8)));
         assert_eq!(run(&[("timeout", "8"), ("timeout", "none")], &env).unwrap().timeout, None);
+        // A variable that is beaten is not read, so nothing is wrong with it; nor with a flag that another one follows.
+        let env = [("INTERNAL_TIMEOUT", "banana"), ("SCRUB_PATHS", "relative")];
+        assert!(run(&[], &env).is_err());
+        let flags = [("timeout", "banana"), ("timeout", "5"), ("scrub", "/x")];
+        assert_eq!(run(&flags, &env).unwrap().timeout, Some(Duration::from_secs(5)));
     }
 
     #[test]
