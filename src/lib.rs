@@ -290,8 +290,20 @@ fn allow(policy: &Policy, command: &mut spawn::Command, settings: &Settings) -> 
     let stand = std::env::current_dir().unwrap_or_default().join(settings.workdir.as_deref().unwrap_or(Path::new("")));
     let named =
         |why: &str| format!("policy: {}: {why}", settings.command.first().map_or_else(String::new, |w| printable(w)));
-    let file = command.locate(&stand).map_err(|errno| (named(errno.desc()), errno))?;
     let args = settings.command.get(1..).unwrap_or_default();
+    let file = match command.locate(&stand) {
+        Ok(file) => file,
+        // What is not on the list is refused whether it is there or not; the list names what is not there by its path.
+        Err(errno) => {
+            let place = |path: &Path| Some(spawn::place(path).unwrap_or_else(|| path.to_owned()));
+            let judged = command.wanted(&stand).filter_map(|path| place(&path)).map(|p| policy.judge(&p, args, &place));
+            let refused = judged.min_by_key(Result::is_err).and_then(Result::err);
+            return Err(match refused {
+                Some(why) => (named(&why.to_string()), Errno::EACCES),
+                None => (named(errno.desc()), errno),
+            });
+        }
+    };
     policy
         .judge(&file, args, &spawn::place)
         .map_err(|why| (format!("policy: {}: {why}", printable(file.as_os_str())), Errno::EACCES))?;

@@ -85,8 +85,7 @@ impl Command {
     /// `ENOENT` where there is none, `EACCES` where one is there that cannot be executed.
     pub fn locate(&self, from: &std::path::Path) -> Result<std::path::PathBuf, Errno> {
         let mut errno = Errno::ENOENT;
-        for candidate in &self.candidates {
-            let path = from.join(OsStr::from_bytes(candidate.to_bytes()));
+        for path in self.wanted(from) {
             if let Some(place) = place(&path) {
                 if place.is_file() && nix::unistd::access(&place, nix::unistd::AccessFlags::X_OK).is_ok() {
                     return Ok(place);
@@ -95,6 +94,11 @@ impl Command {
             }
         }
         Err(errno)
+    }
+
+    /// Every path it is looked for at, seen from where the child will stand.
+    pub fn wanted(&self, from: &std::path::Path) -> impl Iterator<Item = std::path::PathBuf> {
+        self.candidates.iter().map(move |candidate| from.join(OsStr::from_bytes(candidate.to_bytes())))
     }
 
     /// From now on this path and no other is executed.

@@ -96,11 +96,39 @@ fn what_is_not_on_the_list_does_not_run() {
     }
     // The interpreter of a listed script is not on the list itself.
     p.refused(p.command(true).args(["--", "sh", "good/tool"]), "not on the list");
-    let absent = run(p.command(true).args(["--", "no-such-tool"]));
-    absent.expect(127, "launch_failed");
     // A file is no directory: not found, with and without a policy.
     run(p.command(true).args(["--", "good/tool/"])).expect(127, "launch_failed");
     assert_eq!(p.ran(), None);
+}
+
+/// What is not on the list is not allowed, also where it is not there; what is on it is not found.
+#[test]
+fn absent_and_not_on_the_list_are_told_apart() {
+    let p = Place::new();
+    std::fs::remove_file(p.path("good/tool")).unwrap();
+    let [good, evil] = ["good", "evil"].map(|dir| p.path(dir).display().to_string());
+    let absolute = p.path("good/tool").display().to_string();
+    let not_found = |command: &mut Command| {
+        let ran = run(command);
+        let seal = ran.expect(127, "launch_failed");
+        assert!(seal["errors"].to_string().contains("No such file"), "{seal:#}");
+    };
+    for word in [absolute.as_str(), "good/tool", "./evil/../good/tool", "good/tool/"] {
+        not_found(p.command(true).args(["--", word]));
+    }
+    not_found(p.command(true).env("PATH", format!("/no/such:{good}")).args(["--", "tool"]));
+    for word in ["no-such-tool", "good/other", "/no/such/tool", "evil/tool/", "good/../evil/no"] {
+        // Control: without a policy it is not found.
+        run(p.command(false).args(["--", word])).expect(127, "launch_failed");
+        p.refused(p.command(true).args(["--", word]), "not on the list");
+    }
+    std::fs::remove_file(p.path("evil/tool")).unwrap();
+    p.refused(p.command(true).env("PATH", &evil).args(["--", "tool"]), "not on the list");
+    // On the list, and not with these arguments.
+    p.refused(p.command(true).args(["--", "good/tool", "--exec"]), "begins with");
+    // Its whole directory is gone.
+    std::fs::remove_dir(p.path("good")).unwrap();
+    not_found(p.command(true).args(["--", absolute.as_str()]));
 }
 
 #[test]
