@@ -20,8 +20,13 @@ pub fn install(dest: &OsStr) -> Result<(), String> {
     };
     // `DIR/new/` names a directory too, whether or not it is there.
     let slash = dest.as_os_str().as_encoded_bytes().ends_with(b"/");
-    if slash || std::fs::symlink_metadata(dest).is_ok_and(|m| m.is_dir()) || dest.file_name().is_none() {
+    let there = std::fs::symlink_metadata(dest).ok().map(|m| m.file_type());
+    if slash || there.is_some_and(|kind| kind.is_dir()) || dest.file_name().is_none() {
         return Err(format!("install: {} is a directory; name the file to write", printable(dest.as_os_str())));
+    }
+    // /dev/null, a FIFO that somebody waits at: renaming over it would take it away.
+    if there.is_some_and(|kind| !kind.is_file() && !kind.is_symlink()) {
+        return Err(format!("install: {} is not a regular file; name the file to write", printable(dest.as_os_str())));
     }
     let parent = dest.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut source = File::open("/proc/self/exe").map_err(|e| fail("cannot read", Path::new("/proc/self/exe"), &e))?;

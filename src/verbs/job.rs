@@ -234,7 +234,7 @@ fn read(file: &OsStr) -> Result<Task, String> {
     let read = if file == "-" {
         std::io::stdin().lock().take(TASK_BYTES.saturating_add(1)).read_to_end(&mut bytes)
     } else {
-        std::fs::File::open(file).and_then(|f| f.take(TASK_BYTES.saturating_add(1)).read_to_end(&mut bytes))
+        super::input::open(Path::new(file)).and_then(|f| f.take(TASK_BYTES.saturating_add(1)).read_to_end(&mut bytes))
     };
     read.map_err(|e| format!("{name}: {e}"))?;
     if u64::try_from(bytes.len()).is_ok_and(|n| n > TASK_BYTES) {

@@ -7,7 +7,6 @@ use crate::audit::verify::{Report, State, check};
 use crate::settings::AuditKey;
 use lexopt::{Arg, Parser, ValueExt as _};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io::{BufReader, Write as _};
 use std::os::unix::ffi::OsStringExt as _;
 
@@ -28,7 +27,9 @@ pub fn run(args: &[OsString]) -> u8 {
         Err(why) => return fail(&why),
     };
     let name = asked.file.to_string_lossy().into_owned();
-    let report = match File::open(&asked.file).and_then(|file| check(BufReader::new(file), asked.key.as_ref())) {
+    let report = match super::input::open(asked.file.as_ref())
+        .and_then(|file| check(BufReader::new(file), asked.key.as_ref()))
+    {
         Ok(report) => report,
         Err(error) => return fail(&format!("{name}: {error}")),
     };

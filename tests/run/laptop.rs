@@ -519,11 +519,70 @@ fn a_verb_that_supervises_nothing_ends_by_a_signal() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    // Opening a FIFO that nobody writes to waits; verify may also refuse it, but it may not be deaf.
+    // Somebody could write to it, and does not.
+    let writer = std::fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
     let child = gracekeeper().arg("verify").arg(&fifo).spawn().unwrap();
     signal(child.id(), "TERM");
     let ran = finish(child, Instant::now());
-    assert!(ran.signal() == Some(15) || ran.code() == Some(125), "{ran:#?}");
+    assert_eq!(ran.signal(), Some(15), "{ran:#?}");
+    drop(writer);
+}
+
+/// No verb waits at a FIFO for somebody who may never come; each reads what a shell gives it.
+#[test]
+fn a_named_file_is_opened_without_waiting_for_anybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let fifo = at("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert_eq!(run(gracekeeper().arg("--audit-file").arg(at("audit")).args(["--", "true"])).code(), Some(0));
+    std::fs::write(at("task"), r#"{"id":"t","command":"true"}"#).unwrap();
+    let shell = |script: &str| {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", "60", "bash", "-c", script]).current_dir(dir.path()).env("G", BINARY);
+        let out = command.output().unwrap();
+        (
+            out.status.code().unwrap_or(-1),
+            String::from_utf8(out.stdout).unwrap(),
+            String::from_utf8(out.stderr).unwrap(),
+        )
+    };
+    let verify = |file: &str| format!("\"$G\" verify {file}");
+    let job = |file: &str| format!("\"$G\" job {file} --image i");
+    // The control: what only opens it, waits.
+    assert_eq!(shell("timeout 0.2 cat fifo").0, 124);
+    for script in [verify("fifo"), job("fifo"), format!("exec 3<>fifo <fifo 3>&-; {}", verify("/dev/stdin"))] {
+        let (code, out, told) = shell(&script);
+        assert_eq!((code, out.as_str(), told.lines().count()), (125, "", 1), "{script}: {told}");
+        assert!(told.contains("not a regular file but a FIFO that nobody writes to"), "{script}: {told}");
+    }
+    for (file, verb) in [("audit", &verify as &dyn Fn(&str) -> String), ("task", &job)] {
+        for script in [
+            verb(file),
+            format!("{} <{file}", verb("/dev/stdin")),
+            format!("cat {file} | {}", verb("/dev/stdin")),
+            format!("{{ sleep 0.2; cat {file}; }} | {}", verb("/dev/fd/0")),
+            verb(&format!("<(cat {file})")),
+            verb(&format!("<(sleep 0.2; cat {file})")),
+            // A writer that comes after the reader; one that came before, and takes its time; one that has gone.
+            format!("(sleep 0.3; cat {file} >fifo) & {}", verb("fifo")),
+            format!("exec 3<>fifo; {{ exec 3>&-; sleep 2.5; cat {file}; }} >fifo & exec 3>&-; {}", verb("fifo")),
+            format!("exec 3<>fifo; cat {file} >fifo; exec 4<fifo 3>&-; {}", verb("fifo")),
+        ] {
+            let (code, out, told) = shell(&script);
+            assert_eq!(code, 0, "{script}: {out}{told}");
+        }
+    }
+    let (code, out, told) = shell("\"$G\" job - --image i <task");
+    assert_eq!(code, 0, "{out}{told}");
+    // Nothing at all is an answer of its own, and no FIFO.
+    assert_eq!(shell(&format!("true | {}", verify("/dev/stdin"))).0, 3);
+    let (code, _, told) = shell(&verify("."));
+    assert!(code == 125 && told.contains("Is a directory"), "{told}");
+    // What is at DEST and no file is not taken away.
+    let (code, _, told) = shell("\"$G\" install fifo");
+    assert!(code == 125 && told.contains("not a regular file") && told.lines().count() == 1, "{told}");
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fifo.metadata().unwrap().file_type()));
 }
 
 #[test]
