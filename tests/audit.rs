@@ -7,7 +7,7 @@ mod schema;
 use gracekeeper::audit::chain::{Chain, ZEROS, sha256};
 use gracekeeper::audit::log::{Config, Log, emergency};
 use gracekeeper::audit::record::*;
-use gracekeeper::audit::verify::{State, check};
+use gracekeeper::audit::verify::{State, check, check_from};
 use gracekeeper::kernel::Outcome;
 use gracekeeper::settings::{AuditFile, AuditKey, AuditLevel};
 use proptest::prelude::*;
@@ -682,6 +682,128 @@ fn verify_names_the_first_bad_line() {
     assert_eq!(verdict(reordered.as_bytes()), State::Tampered);
     let long = "x".repeat(3 << 20);
     assert_eq!(check(long.as_bytes(), None).unwrap().why.unwrap(), "longer than 1 MiB");
+}
+
+/// A key that was introduced later: what is older proves nothing, and that is told from a changed line.
+#[test]
+fn a_run_without_macs_is_said_to_be_one() {
+    let key = || AuditKey(KEY.into());
+    let ids = ["0", "1", "2"].map(|n| n.repeat(32));
+    let runs = |keyed: [bool; 3]| -> [String; 3] {
+        let mut prev = ZEROS.to_owned();
+        [0, 1, 2].map(|n| {
+            let mut chain = Chain::new("j".into(), ids[n].clone(), prev.clone(), keyed[n].then(key));
+            let lines = every_body().into_iter().map(|body| {
+                let line = chain.render(&body, "2026-01-01T00:00:00.000Z").unwrap();
+                chain.advance(&line);
+                prev = sha256(line.as_bytes());
+                line + "\n"
+            });
+            lines.collect()
+        })
+    };
+    let with_key = |text: &str| check(text.as_bytes(), Some(&key())).unwrap();
+    let length = every_body().len() as u64;
+    for (keyed, first, when, without) in [
+        ([false, true, true], 1, "before a key was used", 1),
+        ([false, false, true], 1, "before a key was used", 2),
+        ([true, false, true], 2, "before a key was used", 1),
+        ([true, true, false], 3, "without the key", 1),
+        ([false, false, false], 1, "without the key", 3),
+    ] {
+        let text = runs(keyed).concat();
+        let report = with_key(&text);
+        assert_eq!((report.state, report.contradicted), (State::Tampered, false), "{report:?}");
+        assert_eq!(report.why, Some(format!("run {first} has no MAC: written {when}, or forged")));
+        assert_eq!((report.line, report.lines), (Some((first - 1) * length + 1), 3 * length), "{report:?}");
+        assert_eq!((report.runs, report.sealed_runs, report.unauthenticated_runs), (3, 3, without), "{report:?}");
+        assert_eq!(report.mac, if keyed == [false; 3] { "none" } else { "checked" });
+        // Without a key there is no more to say than before.
+        let report = check(text.as_bytes(), None).unwrap();
+        assert_eq!((report.state, report.unauthenticated_runs), (State::Sealed, 0), "{report:?}");
+        // What contradicts is named wherever it is, and does not hide behind a run that proves nothing.
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        for n in 0..lines.len() {
+            let mut changed: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+            changed[n] = changed[n].replacen("\"job_id\":\"j\"", "\"job_id\":\"k\"", 1);
+            let report = with_key(&changed.concat());
+            assert_eq!((report.state, report.contradicted), (State::Tampered, true), "{report:?}");
+            assert_eq!(report.line, Some(n as u64 + 1), "{report:?}");
+        }
+    }
+    let report = with_key(&runs([true; 3]).concat());
+    assert_eq!((report.state, report.unauthenticated_runs), (State::Sealed, 0), "{report:?}");
+    // The MAC taken from the last line.
+    let keyed = runs([true; 3]).concat();
+    let at = keyed.rfind(",\"mac\":\"").unwrap();
+    let stripped = format!("{}}}\n", &keyed[..at]);
+    for key in [None, Some(key())] {
+        let report = check(stripped.as_bytes(), key.as_ref()).unwrap();
+        assert_eq!((report.contradicted, report.why.as_deref()), (true, Some("has no MAC, and its run has")));
+    }
+    // Forged without the key, in front: then what was there first does not begin the file.
+    let forged = runs([false; 3])[0].replace(&ids[0], &ids[2]) + &runs([true; 3])[0];
+    assert!(with_key(&forged).contradicted);
+
+    // From a run on: the rest is not asked about.
+    let from = |text: &str, id: &str| check_from(text.as_bytes(), Some(&key()), Some(id));
+    let [first, second, third] = runs([false, true, true]);
+    let text = format!("{first}{second}{third}");
+    for (id, runs, state) in [(0, 3, State::Tampered), (1, 2, State::Sealed), (2, 1, State::Sealed)] {
+        let report = from(&text, &ids[id]).unwrap();
+        assert_eq!((report.state, report.runs, report.lines), (state, runs, 3 * length), "{report:?}");
+    }
+    // Whatever it is.
+    let garbage = format!("{}\nx\n\n{second}{third}", "y".repeat(3 << 20));
+    assert_eq!(from(&garbage, &ids[1]).unwrap().state, State::Sealed);
+    assert_eq!(from(&second, &ids[1]).unwrap().state, State::Sealed);
+    // But what follows is.
+    let torn = &text[..text.len() - 10];
+    assert_eq!(from(torn, &ids[1]).unwrap().state, State::CutOff);
+    assert!(from(&format!("{text}x\n"), &ids[1]).unwrap().contradicted);
+    // A line of somebody's that says it begins that run does not check.
+    let pretended = first.replace(&ids[0], &ids[1]) + &second;
+    assert!(from(&pretended, &ids[1]).unwrap().contradicted);
+    for missing in ["", &first, "x", "\n\n"] {
+        assert_eq!(from(missing, &ids[1]).unwrap_err().kind(), std::io::ErrorKind::NotFound, "{missing}");
+    }
+}
+
+/// The same by the verb.
+#[test]
+fn the_verb_says_which_runs_have_no_mac() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a");
+    let verify = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gracekeeper"));
+        command.arg("verify").arg(&file).args(words).env("K", std::str::from_utf8(KEY).unwrap());
+        let out = command.output().unwrap();
+        (out.status.code().unwrap(), String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    for key in [None, Some(AuditKey(KEY.into()))] {
+        run(Config { key, ..config(&file, &dir.path().join("none")) });
+    }
+    let text = fs::read_to_string(&file).unwrap();
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(verify(&[]).0, 0);
+    let (code, said, _) = verify(&["--audit-key-env", "K"]);
+    assert_eq!(code, 4);
+    assert!(said.contains(": NOT AUTHENTICATED; ") && !said.contains("TAMPERED"), "{said}");
+    assert!(said.contains("line 1: run 1 has no MAC: written before a key was used, or forged"), "{said}");
+    let (code, said, _) = verify(&["--audit-key-env", "K", "--json"]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &said["state"], &said["contradicted"]), (4, &"tampered".into(), &false.into()), "{said}");
+    assert_eq!((&said["line"], &said["unauthenticated_runs"]), (&1.into(), &1.into()), "{said}");
+    let run_id = last["run_id"].as_str().unwrap();
+    let (code, said, _) = verify(&["--audit-key-env", "K", "--from", run_id]);
+    assert!(code == 0 && said.contains(": sealed; "), "{said}");
+    let (code, _, told) = verify(&["--from", &"0".repeat(32)]);
+    assert!(code == 125 && told.contains("no run of this run_id begins in it") && told.lines().count() == 1, "{told}");
+    assert_eq!(verify(&["--from"]).0, 125);
+    // A changed line is another thing.
+    fs::write(&file, text.replacen("\"seq\":0", "\"seq\":5", 1)).unwrap();
+    let (code, said, _) = verify(&["--audit-key-env", "K"]);
+    assert!(code == 4 && said.contains(": TAMPERED; ") && said.contains("its hash"), "{said}");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! Streams, one line of at most 1 MiB in memory. Decides from bytes alone. What it cannot see without a key: a file
 //! rewritten from the first changed line to its end, and whole runs cut from the end. Empty lines are skipped: on stderr
 //! gracekeeper makes them itself (`stderr`).
-//! Invariant: a line that does not check is never part of a sealed file.
+//! Invariant: a line that does not check is never part of a sealed file; where a key is given, nor is a run without MACs, which
+//! anybody can write.
 
 use super::chain::{self, ZEROS};
 use crate::settings::AuditKey;
@@ -21,7 +22,7 @@ pub enum State {
     Sealed,
     /// Nothing contradicts, but a run has no seal: its supervisor was killed from outside, or the end was cut off.
     CutOff,
-    /// Something was changed, removed, added or reordered.
+    /// Something was changed, removed, added or reordered, or may have been: a run without MACs where a key was given.
     Tampered,
 }
 
@@ -42,6 +43,10 @@ pub struct Report {
     pub why: Option<String>,
     /// `checked`, `not_checked` (there are some, no key was given) or `none`.
     pub mac: &'static str,
+    /// A hash, a MAC or the order is wrong. Where a tampered file is not contradicted, it only has runs that the key says nothing of.
+    pub contradicted: bool,
+    /// Where a key was given: runs without a MAC. Where nothing else is wrong, `line` is where the first of them begins.
+    pub unauthenticated_runs: u64,
 }
 
 /// The keys that chain; duplicates of them are refused by serde.
@@ -75,11 +80,10 @@ fn check_line(line: &[u8], key: Option<&AuditKey>) -> Result<(Envelope, bool), B
     if chain::sha256(covered.as_bytes()) != hash {
         return Err(Bad::Changed("its hash does not match its bytes"));
     }
-    if let Some(key) = key {
-        let mac = mac.ok_or(Bad::Changed("has no MAC"))?;
-        if chain::hmac_sha256(key, covered.as_bytes()).as_deref() != Some(mac) {
-            return Err(Bad::Changed("its MAC does not match its bytes"));
-        }
+    if let (Some(key), Some(mac)) = (key, mac)
+        && chain::hmac_sha256(key, covered.as_bytes()).as_deref() != Some(mac)
+    {
+        return Err(Bad::Changed("its MAC does not match its bytes"));
     }
     let envelope: Envelope = serde_json::from_str(text).map_err(|_| Bad::Changed("is not a record"))?;
     if envelope.schema_version != 1 {
@@ -125,14 +129,31 @@ fn agree(text: &[u8], with: &[u8]) -> bool {
     text.iter().zip(with).all(|(a, b)| a == b)
 }
 
+/// The run that is going on.
+struct Run {
+    id: String,
+    next_seq: u64,
+    sealed: bool,
+    has_macs: bool,
+}
+
+/// A run without a MAC where a key was given.
+struct Unauthenticated {
+    line: u64,
+    run: u64,
+    /// Whether one with MACs came after it.
+    before_a_key: bool,
+}
+
 /// What has been read so far.
 struct Reader<'a> {
     key: Option<&'a AuditKey>,
     report: Report,
     /// Hash of the line before.
     prev: String,
-    /// run_id and next seq of the run that is going on, and whether it is sealed.
-    run: Option<(String, u64, bool)>,
+    run: Option<Run>,
+    /// The first run that the key says nothing of.
+    unauthenticated: Option<Unauthenticated>,
     /// The number of a line that is no record, and why: only right where a torn line is followed by the next run. Of several, torn one
     /// after the other, the first.
     torn: Option<(u64, &'static str)>,
@@ -145,6 +166,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn tampered(mut self, why: &str) -> Report {
         self.report.state = State::Tampered;
+        self.report.contradicted = true;
         self.report.line = Some(self.report.lines);
         self.report.why = Some(why.to_owned());
         self.report
@@ -155,6 +177,17 @@ impl Reader<'_> {
             self.report.state = State::CutOff;
             self.report.line = Some(line);
             self.report.why = Some(why.to_owned());
+        }
+    }
+
+    /// A run begins: is it one that the key says something of?
+    fn authenticate(&mut self, has_macs: bool) {
+        if has_macs {
+            self.unauthenticated.iter_mut().for_each(|first| first.before_a_key = true);
+        } else if self.key.is_some() {
+            self.report.unauthenticated_runs = self.report.unauthenticated_runs.saturating_add(1);
+            let (line, run) = (self.report.lines, self.report.runs);
+            self.unauthenticated.get_or_insert(Unauthenticated { line, run, before_a_key: false });
         }
     }
 
@@ -185,7 +218,7 @@ impl Reader<'_> {
                 return Ok(());
             }
         };
-        let first_of_run = self.run.as_ref().is_none_or(|(run_id, ..)| *run_id != record.run_id);
+        let first_of_run = self.run.as_ref().is_none_or(|run| run.id != record.run_id);
         if let Some((first, why)) = self.torn.take() {
             if record.seq != 0 || !first_of_run {
                 self.report.lines = first;
@@ -210,29 +243,37 @@ impl Reader<'_> {
             });
         }
         match &mut self.run {
-            Some((_, next, sealed)) if !first_of_run => {
-                if *sealed {
+            Some(run) if !first_of_run => {
+                if run.sealed {
                     return Err("a record after the seal of its run");
                 }
-                if record.seq != *next {
+                if record.seq != run.next_seq {
                     return Err("its seq is not the next one of its run");
                 }
-                *next = next.saturating_add(1);
+                if run.has_macs != has_mac {
+                    return Err(if has_mac {
+                        "has a MAC, and its run has none"
+                    } else {
+                        "has no MAC, and its run has"
+                    });
+                }
+                run.next_seq = run.next_seq.saturating_add(1);
             }
             _ => {
                 if record.seq != 0 {
                     return Err("the run does not begin with seq 0");
                 }
-                if matches!(self.run, Some((_, _, false))) {
+                if self.run.as_ref().is_some_and(|run| !run.sealed) {
                     self.cut_off(before, "the run that ends here has no seal");
                 }
                 self.report.runs = self.report.runs.saturating_add(1);
-                self.run = Some((record.run_id, 1, false));
+                self.run = Some(Run { id: record.run_id, next_seq: 1, sealed: false, has_macs: has_mac });
+                self.authenticate(has_mac);
             }
         }
         if record.event == "evaluation_terminated" {
-            if let Some((_, _, sealed)) = &mut self.run {
-                *sealed = true;
+            if let Some(run) = &mut self.run {
+                run.sealed = true;
             }
             self.report.sealed_runs = self.report.sealed_runs.saturating_add(1);
         }
@@ -244,19 +285,58 @@ impl Reader<'_> {
     }
 }
 
+/// Whether the line begins the run; and what it says was before it.
+fn begins(line: &[u8], run_id: &str) -> Option<String> {
+    let record: Envelope = serde_json::from_slice(line).ok()?;
+    (record.seq == 0 && record.run_id == run_id).then_some(record.prev_hash)
+}
+
 /// Reads a file to its first bad line, or to its end.
 ///
 /// # Errors
 /// What reading answered.
-pub fn check(mut input: impl BufRead, key: Option<&AuditKey>) -> io::Result<Report> {
-    let report = Report { state: State::Sealed, lines: 0, runs: 0, sealed_runs: 0, line: None, why: None, mac: "none" };
-    let mut reader = Reader { key, report, prev: ZEROS.to_owned(), run: None, torn: None, before: 0, empty: false };
+pub fn check(input: impl BufRead, key: Option<&AuditKey>) -> io::Result<Report> {
+    check_from(input, key, None)
+}
+
+/// The same from the run `from` on: of what is before it nothing is asked, nor said.
+///
+/// # Errors
+/// What reading answered; `NotFound` where no line begins that run.
+pub fn check_from(mut input: impl BufRead, key: Option<&AuditKey>, mut from: Option<&str>) -> io::Result<Report> {
+    let report = Report {
+        state: State::Sealed,
+        lines: 0,
+        runs: 0,
+        sealed_runs: 0,
+        line: None,
+        why: None,
+        mac: "none",
+        contradicted: false,
+        unauthenticated_runs: 0,
+    };
+    let prev = ZEROS.to_owned();
+    let mut reader =
+        Reader { key, report, prev, run: None, unauthenticated: None, torn: None, before: 0, empty: false };
     let mut line = Vec::new();
     let limit = u64::try_from(LINE_LIMIT).unwrap_or(u64::MAX).saturating_add(1);
     loop {
         line.clear();
         input.by_ref().take(limit).read_until(b'\n', &mut line)?;
-        match line.strip_suffix(b"\n") {
+        let whole = line.strip_suffix(b"\n");
+        if let Some(run_id) = from {
+            let Some(prev) = begins(whole.unwrap_or_default(), run_id) else {
+                if line.is_empty() {
+                    return Err(io::Error::new(io::ErrorKind::NotFound, "no run of this run_id begins in it"));
+                }
+                // What is longer than a line may be counts for as many as it takes.
+                reader.report.lines = reader.report.lines.saturating_add(1);
+                continue;
+            };
+            from = None;
+            reader.prev = prev;
+        }
+        match whole {
             Some(whole) => {
                 if let Err(why) = reader.step(whole) {
                     return Ok(reader.tampered(why));
@@ -283,8 +363,13 @@ pub fn check(mut input: impl BufRead, key: Option<&AuditKey>) -> io::Result<Repo
         reader.cut_off(lines.saturating_add(1), "the last line is torn");
     } else if before == 0 {
         reader.cut_off(0, "there is no record");
-    } else if matches!(reader.run, Some((_, _, false))) {
+    } else if reader.run.as_ref().is_some_and(|run| !run.sealed) {
         reader.cut_off(before, "the last run has no seal");
+    }
+    if let Some(Unauthenticated { line, run, before_a_key }) = reader.unauthenticated {
+        let when = if before_a_key { "before a key was used" } else { "without the key" };
+        let why = Some(format!("run {run} has no MAC: written {when}, or forged"));
+        return Ok(Report { state: State::Tampered, line: Some(line), why, ..reader.report });
     }
     Ok(reader.report)
 }

@@ -197,7 +197,7 @@ pub fn help() -> String {
          usage: gracekeeper [OPTIONS] -- COMMAND [ARG...]   supervise COMMAND (`run` may be written first)\n\
          \x20      gracekeeper install DEST                    copy this binary to DEST\n\
          \x20      gracekeeper doctor [--json] [OPTIONS]       try every protection here, for real\n\
-         \x20      gracekeeper verify FILE [--json]            check an audit file\n\
+         \x20      gracekeeper verify FILE [--json]            check an audit file; also [--audit-key-env NAME] [--from RUN_ID]\n\
          \x20      gracekeeper profiles [--json]               print the risk table\n\
          \x20      gracekeeper job TASK.json --image IMAGE     print a Kubernetes Job for {\"id\", \"command\", \"args\"}; also\n\
          \x20          [--namespace NAME] [--gracekeeper-image IMAGE] [--entrypoint] and any option below but --job-id,\n\

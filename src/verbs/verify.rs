@@ -1,9 +1,9 @@
-//! `gracekeeper verify FILE [--json] [--audit-key-env NAME]`: what a stranger asks of a file.
+//! `gracekeeper verify FILE [--json] [--audit-key-env NAME] [--from RUN_ID]`: what a stranger asks of a file.
 //!
 //! Exit status: 0 sealed, 3 cut off, 4 tampered, 125 where the question cannot be answered. It changes nothing, and
 //! prints neither the key nor anything from the file's lines.
 
-use crate::audit::verify::{Report, State, check};
+use crate::audit::verify::{Report, State, check_from};
 use crate::settings::AuditKey;
 use lexopt::{Arg, Parser, ValueExt as _};
 use std::ffi::{OsStr, OsString};
@@ -17,6 +17,7 @@ struct Asked {
     file: OsString,
     json: bool,
     key: Option<AuditKey>,
+    from: Option<String>,
 }
 
 /// Runs the verb with the words after `verify`; answers the exit status.
@@ -28,7 +29,7 @@ pub fn run(args: &[OsString]) -> u8 {
     };
     let name = asked.file.to_string_lossy().into_owned();
     let report = match super::input::open(asked.file.as_ref())
-        .and_then(|file| check(BufReader::new(file), asked.key.as_ref()))
+        .and_then(|file| check_from(BufReader::new(file), asked.key.as_ref(), asked.from.as_deref()))
     {
         Ok(report) => report,
         Err(error) => return fail(&format!("{name}: {error}")),
@@ -51,7 +52,7 @@ fn fail(why: &str) -> u8 {
 
 fn parse(args: &[OsString]) -> Result<Asked, String> {
     let mut parser = Parser::from_args(args);
-    let (mut file, mut json, mut key) = (None, false, None);
+    let (mut file, mut json, mut key, mut from) = (None, false, None, None);
     while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
         match arg {
             Arg::Long("json") => json = true,
@@ -59,12 +60,15 @@ fn parse(args: &[OsString]) -> Result<Asked, String> {
                 let name = parser.value().and_then(|value| value.string()).map_err(|error| error.to_string())?;
                 key = Some(read_key(&name)?);
             }
+            Arg::Long("from") => {
+                from = Some(parser.value().and_then(|value| value.string()).map_err(|error| error.to_string())?);
+            }
             Arg::Value(value) if file.is_none() => file = Some(value),
             other => return Err(other.unexpected().to_string()),
         }
     }
-    let file = file.ok_or("usage: gracekeeper verify FILE [--json] [--audit-key-env NAME]")?;
-    Ok(Asked { file, json, key })
+    let file = file.ok_or("usage: gracekeeper verify FILE [--json] [--audit-key-env NAME] [--from RUN_ID]")?;
+    Ok(Asked { file, json, key, from })
 }
 
 /// The key that the variable holds. `var_os` would panic on none of these, but an odd name cannot be a variable.
@@ -86,12 +90,16 @@ fn sentence(report: &Report, name: &str) -> String {
     let state = match report.state {
         State::Sealed => "sealed",
         State::CutOff => "cut off",
-        State::Tampered => "TAMPERED",
+        State::Tampered if report.contradicted => "TAMPERED",
+        State::Tampered => "NOT AUTHENTICATED",
     };
     let mut text =
         format!("{name}: {state}; lines {}, runs {}, sealed {}", report.lines, report.runs, report.sealed_runs);
     if let (Some(line), Some(why)) = (report.line, &report.why) {
         text.push_str(&format!("; line {line}: {why}"));
+    }
+    if report.unauthenticated_runs > 0 {
+        text.push_str(&format!("; runs without a MAC {}", report.unauthenticated_runs));
     }
     if report.mac == "not_checked" {
         text.push_str("; MACs not checked (--audit-key-env)");
