@@ -14,6 +14,7 @@ use crate::kernel::memory;
 use crate::kernel::mounts::Mount;
 use crate::kernel::outcome::{Cause, OFF, Outcome};
 use crate::kernel::seccomp::{self, Filter};
+use crate::kernel::signals;
 use crate::kernel::spawn::{Prepare, REPORT};
 use crate::kernel::terminal;
 use crate::settings::{Filesystem, Network, Settings};
@@ -30,7 +31,7 @@ use std::path::{Path, PathBuf};
 pub enum Step {
     /// Own session and process group, or the terminal's foreground group.
     ProcessGroup,
-    /// Dispositions back to their defaults (the mask follows last, in `spawn`).
+    /// Dispositions back to their defaults (the mask follows last, in `spawn`); after nohup(1) SIGHUP stays ignored.
     Signals,
     /// Nothing above stderr is inherited.
     Descriptors,
@@ -146,6 +147,7 @@ pub struct Confinement {
     pid1: bool,
     supervisor: i32,
     thread: Option<i32>,
+    no_hangups: bool,
     rlimits: [(libc::__rlimit_resource_t, Option<u64>); 3],
     oom_sticks: bool,
     share: Share,
@@ -195,6 +197,7 @@ impl Confinement {
             pid1: ctx.pid1,
             supervisor: ctx.supervisor,
             thread: ctx.thread,
+            no_hangups: signals::hangups_are_ignored(),
             rlimits: [
                 // Our other thread counts as one of the user's processes, and is none of the workload's.
                 (libc::RLIMIT_NPROC, settings.nproc.map(|most| most.saturating_add(u64::from(ctx.thread.is_some())))),
@@ -277,7 +280,7 @@ impl Confinement {
             }
             Step::ProcessGroup => nix::unistd::setsid().map(drop),
             Step::Signals => {
-                limits::default_dispositions();
+                limits::default_dispositions(self.no_hangups.then_some(libc::SIGHUP));
                 Ok(())
             }
             Step::Descriptors => self.close_others(keep),

@@ -147,7 +147,11 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
     let shared = Arc::new(Shared { everything: Mutex::new(everything), log: Mutex::new(log) });
     {
         let mut log = shared.log();
-        let started = facts.started(&log.notes());
+        let mut notes = log.notes();
+        if signals::hangups_are_ignored() {
+            notes.push("SIGHUP is ignored, as it was at the start".to_owned());
+        }
+        let started = facts.started(&notes);
         log.write(&Body::EvaluationStarted(Box::new(started)));
     }
     let closed_before =

@@ -71,9 +71,9 @@ pub fn net_raw_is_in_reach() -> bool {
     capabilities() >> NET_RAW & 1 == 1 || unsafe { libc::prctl(libc::PR_CAPBSET_READ, NET_RAW, 0, 0, 0) } != 0
 }
 
-/// Every signal back to its default disposition (sigaction(2)); the reserved ones answer EINVAL, which is right.
-pub fn default_dispositions() {
-    for signal in 1..=64 {
+/// Every signal but `but` back to its default disposition (sigaction(2)); the reserved ones answer EINVAL, which is right.
+pub fn default_dispositions(but: Option<i32>) {
+    for signal in (1..=64).filter(|&signal| Some(signal) != but) {
         // SAFETY: SIG_DFL installs no handler; an invalid number only gives EINVAL.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }

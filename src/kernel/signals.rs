@@ -34,6 +34,17 @@ pub fn unblock() {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old_mask()), None);
 }
 
+/// Whether SIGHUP is ignored, as nohup(1) leaves it: then the run goes on after a hangup. PID 1's dispositions are its runtime's affair,
+/// and nobody's wish.
+#[must_use]
+pub fn hangups_are_ignored() -> bool {
+    // SAFETY: sigaction is plain integers and a pointer that may be null, for which all-zero bytes are valid.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: without a new action sigaction(2) only writes the one that is in force.
+    let asked = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut now) };
+    asked == 0 && now.sa_sigaction == libc::SIG_IGN && nix::unistd::getpid().as_raw() != 1
+}
+
 /// What siginfo says of a signal's sender (sigaction(2), si_code).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
@@ -90,6 +101,7 @@ impl Code {
 #[derive(Debug)]
 pub struct Signals {
     fd: SignalFd,
+    no_hangups: bool,
 }
 
 /// What the kernel sends to who did something, by the number the same as what somebody sent. A fault of our own is never read: the kernel
@@ -122,13 +134,19 @@ impl Signals {
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
         let fd = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        Ok(Self { fd })
+        Ok(Self { fd, no_hangups: hangups_are_ignored() })
     }
 
     /// The descriptor that is readable while a signal is pending.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Whether it is a hangup and those are ignored. It was blocked when it came, so the kernel kept it for us all the same.
+    #[must_use]
+    pub const fn ignores(&self, signal: i32) -> bool {
+        self.no_hangups && signal == libc::SIGHUP
     }
 
     /// The next signal that is pending.

@@ -27,6 +27,9 @@ impl Supervisor {
         for _ in 0..SIGNALS_AT_ONCE {
             let Some(free) = stops.iter().position(Option::is_none) else { break };
             let Some(signal) = self.signals.next() else { break };
+            if self.signals.ignores(signal.signal) {
+                continue;
+            }
             match stop_signal(signal.signal) {
                 Some(stop) if self.is_from_outside(stop, signal) => {
                     tracing::info!(signal = stop.name(), sender = signal.sender, "asked to stop");

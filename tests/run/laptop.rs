@@ -3,7 +3,7 @@
 use super::support::*;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A short ladder, so that the tests are quick.
@@ -71,7 +71,7 @@ fn the_stop_signals_and_their_exit_statuses() {
         let dir = tempfile::tempdir().unwrap();
         let ready = dir.path().join("ready");
         let script = format!("trap 'exit 0' TERM; touch {}; while :; do sleep 0.05; done", ready.display());
-        let child = shell(&[], &script).spawn().unwrap();
+        let child = hangups("--default-signal=HUP", &shell(&[], &script)).spawn().unwrap();
         until("the workload runs", || ready.exists());
         signal(child.id(), name);
         let ran = finish(child, began);
@@ -79,6 +79,51 @@ fn the_stop_signals_and_their_exit_statuses() {
         assert_eq!(seal["process"]["exit_code"], 0);
         assert_eq!(seal["fault"], "operator");
     }
+}
+
+/// The command with SIGHUP's disposition by env(1), whatever the tests' own is.
+pub fn hangups(how: &str, command: &Command) -> Command {
+    let mut env = Command::new("env");
+    env.arg(how).arg(command.get_program()).args(command.get_args()).env_clear();
+    env.env("PATH", std::env::var_os("PATH").unwrap());
+    env.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    env
+}
+
+/// nohup(1): the run goes on after a hangup, and the command ignores it too. PID 1 is its runtime's, and heeds it.
+#[test]
+fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
+    // Says what it ignores; USR1 ends it with 7.
+    let m = marker();
+    let script =
+        format!("trap 'exit 7' USR1; trap 'exit 8' TERM; grep SigIgn /proc/self/status; sleep {m} & wait; exit 3");
+    let ignores = |ran: &Ran| {
+        let mask =
+            ran.stdout.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_else(|| panic!("{ran:#?}"));
+        u64::from_str_radix(mask.trim(), 16).unwrap() & 1
+    };
+    let run = |how: &str| {
+        let began = Instant::now();
+        let child = hangups(how, &shell(&["--soft", "10s", "--hard", "20s"], &script)).spawn().unwrap();
+        until("the workload runs", || !marked(&m).is_empty());
+        // The lower number is read first.
+        signal(child.id(), "HUP");
+        signal(child.id(), "USR1");
+        finish(child, began)
+    };
+    let ran = run("--ignore-signal=HUP");
+    ran.expect(7, "nonzero_exit");
+    assert_eq!(ignores(&ran), 1, "{ran:#?}");
+    assert!(ran.records[0]["notes"].to_string().contains("SIGHUP is ignored"), "{ran:#?}");
+    assert_eq!(ran.seal()["spoofed_signals"], 0);
+    // The control, and a signal that is not SIGHUP.
+    let ran = run("--default-signal=HUP");
+    ran.expect(129, "terminated");
+    assert_eq!(ignores(&ran), 0, "{ran:#?}");
+    assert!(!ran.records[0].to_string().contains("SIGHUP"), "{ran:#?}");
+    let ran = run("--ignore-signal=USR1");
+    ran.expect(129, "terminated");
+    assert_eq!(ignores(&ran), 0, "{ran:#?}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! As PID 1 of a fresh PID namespace with file systems of its own, as root and as UID 65532 with nothing.
 
+use super::laptop::hangups;
 use super::support::*;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -42,6 +43,28 @@ pub fn both(test: impl Fn(bool)) {
 
 fn audit(dir: &tempfile::TempDir) -> String {
     std::fs::read_to_string(dir.path().join("security-audit.json")).unwrap_or_default()
+}
+
+/// Whatever its runtime left it: a hangup from outside is a stop.
+#[test]
+fn a_hangup_that_was_ignored_at_the_start_is_a_stop() {
+    both(|unprivileged| {
+        let (dir, m, began) = (log_dir(), marker(), Instant::now());
+        let script = format!("grep SigIgn /proc/self/status; sleep {m}");
+        let words = ["--timeout", "60s", "--", "sh", "-c", &script];
+        let child = hangups("--ignore-signal=HUP", &pid1(dir.path(), unprivileged, &words)).spawn().unwrap();
+        until("the workload runs", || !marked(&m).is_empty());
+        let inner = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", inner.trim())).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+        assert_eq!(u64::from_str_radix(mask, 16).unwrap() & 1, 1, "it was ignored at the start: {status}");
+        signal(inner.trim().parse().unwrap(), "HUP");
+        let ran = finish(child, began);
+        assert_eq!(ran.code(), Some(129), "{ran:#?}");
+        let mask = ran.stdout.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+        assert_eq!(u64::from_str_radix(mask, 16).unwrap() & 1, 0, "{ran:#?}");
+        assert!(!audit(&dir).contains("SIGHUP is ignored"));
+    });
 }
 
 const MESS: &str = "mkdir -p /tmp/a/b /var/tmp/x; echo secret > /tmp/a/b/f; echo s > /dev/shm/s; chmod 000 /tmp/a/b; ln -s /etc /tmp/etc; \
