@@ -4,6 +4,7 @@ use super::crew::{Tree, Verdict};
 use crate::kernel::files::{self, Identity};
 use crate::kernel::limits;
 use crate::kernel::mounts::{Mount, holder};
+use crate::switches::without;
 use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -32,6 +33,10 @@ pub struct Target {
     pub note: Option<String>,
     /// What it was before the spawn, where it was there.
     was: Option<Was>,
+    /// Where it was not: the nearest directory above it.
+    above: Option<Above>,
+    /// Nobody of the workload can mount anything.
+    fixed: bool,
 }
 
 #[derive(Debug)]
@@ -41,17 +46,44 @@ struct Was {
     held: Option<OwnedFd>,
 }
 
+/// Held as well: as long as it is, no other mount gets its mount's number.
+#[derive(Debug)]
+struct Above {
+    identity: Identity,
+    _held: Option<OwnedFd>,
+}
+
 impl Target {
     /// One that was not looked at yet.
     #[must_use]
     pub const fn new(path: PathBuf, source: Source) -> Self {
-        Self { path, source, at_hand: false, own_tmpfs: false, keeps: Vec::new(), note: None, was: None }
+        Self {
+            path,
+            source,
+            at_hand: false,
+            own_tmpfs: false,
+            keeps: Vec::new(),
+            note: None,
+            was: None,
+            above: None,
+            fixed: false,
+        }
     }
 
     /// Whether `dir` is what was there before the spawn, and is seen through the same mount.
     #[must_use]
     pub fn is_still(&self, dir: BorrowedFd<'_>) -> bool {
-        self.was.as_ref().is_none_or(|was| files::identity(dir).is_ok_and(|now| now == was.identity))
+        self.was.as_ref().is_some_and(|was| files::identity(dir).is_ok_and(|now| now == was.identity))
+    }
+
+    /// Whether `dir`, which is not what was there, is at least on the mount that was: any other may be somebody's volume.
+    fn is_on_its_mount(&self, dir: BorrowedFd<'_>) -> bool {
+        let before = self.was.as_ref().map(|was| was.identity).or(self.above.as_ref().map(|above| above.identity));
+        let is =
+            |now: Identity, then: Identity| now.device == then.device && now.mount.is_some() && now.mount == then.mount;
+        self.fixed
+            || without("known_mount")
+            || before.is_some_and(|then| files::identity(dir).is_ok_and(|now| is(now, then)))
     }
 
     /// Opens it, wherever it is now; what is wrong with that is told to `tree`.
@@ -76,50 +108,50 @@ impl Target {
     }
 
     fn reach_by_path(&self, tree: &Tree) -> Result<OwnedFd, Verdict> {
-        let here = readable(files::open_path(&self.path), || files::see_path(&self.path), tree);
-        if here.as_ref().is_ok_and(|dir| self.is_still(dir.as_fd())) {
-            return here.map_err(|errno| ("failed", Some(format!("open: {errno:?}"))));
+        let failed = |errno: Errno| ("failed", Some(format!("open: {errno:?}")));
+        // Only looked at: what is not ours to empty is not ours to make readable either.
+        let here = files::see_path(&self.path);
+        if let Some(dir) = here.as_ref().ok().filter(|dir| self.is_still(dir.as_fd())) {
+            return readable(dir.as_fd(), tree).map_err(failed);
         }
         // Somewhere else: it was moved away, or something covers it. Removed, it left nothing behind.
         if let Some(held) = self.was.as_ref().and_then(|was| was.held.as_ref())
             && !files::is_removed(held.as_fd())
         {
             tree.displace("it is not at its path any more: emptied where it is, and not what is there now");
-            let opened = readable(files::read_seen(held.as_fd()), || held.try_clone().map_err(|_| Errno::EMFILE), tree);
-            return opened.map_err(|errno| ("failed", Some(format!("open: {errno:?}"))));
+            return readable(held.as_fd(), tree).map_err(failed);
         }
         let unheld = self.was.as_ref().is_some_and(|was| was.held.is_none());
         match here {
+            Ok(dir) if !self.is_on_its_mount(dir.as_fd()) => {
+                Err(("failed", Some("another mount is at its path now, and is left alone".to_owned())))
+            }
             Ok(dir) => {
                 if unheld {
                     tree.displace("another directory is at its path now");
                 }
-                Ok(dir)
+                readable(dir.as_fd(), tree).map_err(failed)
             }
             Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) if unheld => {
                 Err(("failed", Some("it is not at its path any more".to_owned())))
             }
             Err(Errno::ENOENT) => Err(("skipped", Some("absent".to_owned()))),
             Err(Errno::ELOOP) => Err(("skipped", Some("a symlink".to_owned()))),
-            Err(errno) => Err(("failed", Some(format!("open: {errno:?}")))),
+            Err(errno) => Err(failed(errno)),
         }
     }
 }
 
 /// A directory that its mode forbids us to read is given back to its owner until it is empty.
-fn readable(
-    opened: Result<OwnedFd, Errno>,
-    see: impl Fn() -> Result<OwnedFd, Errno>,
-    tree: &Tree,
-) -> Result<OwnedFd, Errno> {
+fn readable(seen: BorrowedFd<'_>, tree: &Tree) -> Result<OwnedFd, Errno> {
+    let opened = files::read_seen(seen);
     if opened.as_ref().err() != Some(&Errno::EACCES) {
         return opened;
     }
-    let seen = see()?;
-    let mode = files::mode(seen.as_fd())?;
-    files::set_mode(seen.as_fd(), mode | 0o700).map_err(|_| Errno::EACCES)?;
+    let mode = files::mode(seen)?;
+    files::set_mode(seen, mode | 0o700).map_err(|_| Errno::EACCES)?;
     tree.had_mode(mode);
-    files::read_seen(seen.as_fd())
+    files::read_seen(seen)
 }
 
 /// Where a target's directory comes from.
@@ -202,6 +234,7 @@ fn keep(target: &mut Target, own: &[PathBuf], targets: &[PathBuf]) {
 /// Where nothing can be mounted any more, what is read-only now stays so, and what is a tmpfs is one at the end: then no disk is
 /// asked when there is no time. Everything else is left to the scrub, which sees and says what is there then, and no file system is asked that may not answer.
 fn look(target: &mut Target, fixed: bool, writable: bool, hold: bool) {
+    target.fixed = fixed;
     match files::see_path(&target.path) {
         Ok(dir) => {
             if fixed && files::is_read_only(dir.as_fd()) {
@@ -213,13 +246,18 @@ fn look(target: &mut Target, fixed: bool, writable: bool, hold: bool) {
                 target.was = Some(Was { identity, writable, held: hold.then_some(dir) });
             }
         }
-        Err(Errno::ENOENT) if fixed => {
-            let above = target.path.ancestors().skip(1).find_map(|above| files::see_path(above).ok());
-            if above.is_some_and(|above| files::is_read_only(above.as_fd())) {
+        Err(errno) => {
+            let Some(above) = target.path.ancestors().skip(1).find_map(|above| files::see_path(above).ok()) else {
+                return;
+            };
+            if fixed && errno == Errno::ENOENT && files::is_read_only(above.as_fd()) {
                 target.source = Source::Skipped("absent");
+            } else if let Ok(identity) = files::identity(above.as_fd())
+                && !fixed
+            {
+                target.above = Some(Above { identity, _held: hold.then_some(above) });
             }
         }
-        Err(_) => {}
     }
 }
 

@@ -81,6 +81,70 @@ echo own $(find tree -name own | wc -l) volume $(find volume -type f | wc -l)"#;
     assert_eq!(left(""), "own 0 volume 2\n");
 }
 
+/// As PID 1 and root with CAP_SYS_ADMIN: a volume that is mounted where a target is not, or is no more; as long as the target is there
+/// it is known by itself (`evasions::a_target_that_was_covered_or_made_read_only_is_said`).
+#[test]
+fn a_volume_where_no_target_was() {
+    const SCRIPT: &str = r#"set -e
+for d in /tmp /dev/shm /mnt; do mount -t tmpfs -o mode=1777 none $d; done; mount -t tmpfs -o mode=755 none /var; cd /
+cp "$BINARY" /mnt/gracekeeper; mkdir -p /var/named /mnt/many; for n in 1 2 3 4 5 6 7 8 9; do mkdir /mnt/many/$n; done
+for d in /var/volume /mnt/volume /mnt/var/tmp; do mkdir -p $d/dir; touch $d/file $d/dir/file; chmod 700 $d; done
+unshare --fork --pid --mount-proc /mnt/gracekeeper --audit-file /mnt/audit.json $OPTIONS -- sh -c "$ATTACK" >&2
+echo volumes $(find /mnt/volume /mnt/var/tmp /var/volume -type f | wc -l)
+cat /mnt/audit.json"#;
+    if !able() {
+        return;
+    }
+    let attack = |without: &str, options: &str, attack: &str, path: &str| {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--ipc", "sh", "-c", SCRIPT])
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap());
+        command.env("BINARY", switched()).env("GRACEKEEPER_TEST_WITHOUT", without);
+        let out = command.env("OPTIONS", options).env("ATTACK", attack).output().unwrap();
+        assert!(out.status.success(), "{attack}: {out:?}");
+        let out = String::from_utf8(out.stdout).unwrap();
+        let left = out.lines().find_map(|line| line.strip_prefix("volumes ")).unwrap().parse::<u32>().unwrap();
+        let seal = records(&out).pop().unwrap();
+        assert_eq!(seal["process"]["exit_code"], 0, "{attack}: {seal:#}");
+        let paths = seal["cleanup"]["paths"].as_array().unwrap();
+        let found = paths.iter().find(|found| found["path"] == path).unwrap_or_else(|| panic!("{seal:#}")).clone();
+        (left, found["status"].as_str().unwrap().to_owned(), found)
+    };
+    let many: String = (1..=9).map(|n| format!(" --scrub /mnt/many/{n}")).collect();
+    let (absent, named, ninth) = ("/var/tmp", "--scrub /var/named", "/mnt/many/9");
+    for (options, path, script) in [
+        // Of the same file system, of another one, and in the place of the mount that it would have been on.
+        ("", absent, "mkdir /var/tmp && mount --bind /var/volume /var/tmp"),
+        ("", absent, "mkdir /var/tmp && mount --bind /mnt/volume /var/tmp"),
+        ("", absent, "umount -l /var && mount --bind /mnt/var /var"),
+        (named, "/var/named", "rmdir /var/named && mkdir /var/named && mount --bind /var/volume /var/named"),
+        (named, "/var/named", "rmdir /var/named && mkdir /var/named && mount --bind /mnt/volume /var/named"),
+        // More than are held: known by their numbers.
+        (&many, ninth, "mount --bind /mnt/volume /mnt/many/9"),
+    ] {
+        let (left, ..) = attack("known_mount", options, script, path);
+        assert_eq!(left, 4, "control: {script}");
+        let (left, status, found) = attack("", options, script, path);
+        assert_eq!((left, status.as_str()), (6, "failed"), "{script}: {found}");
+        assert!(found["why"].as_str().unwrap().contains("another mount"), "{script}: {found}");
+    }
+    // What is no mount is emptied, or not there.
+    for (options, path, script, status, removed) in [
+        ("", absent, "true", "skipped", 0),
+        ("", absent, "mkdir -p /var/tmp/dir; touch /var/tmp/file", "complete", 2),
+        ("", absent, "mkdir -m 0 /var/tmp", "complete", 0),
+        ("", absent, "ln -s volume /var/tmp", "skipped", 0),
+        (named, "/var/named", "rmdir /var/named; mkdir -p /var/named/dir", "complete", 1),
+        (&many, ninth, "rmdir /mnt/many/9; mkdir -p /mnt/many/9/dir", "failed", 1),
+    ] {
+        let (left, found_status, found) = attack("", options, script, path);
+        assert_eq!((left, found_status.as_str()), (6, status), "{script}: {found}");
+        assert_eq!(found["entries_removed"], removed, "{script}: {found}");
+    }
+}
+
 /// A target on a file system that does not answer, and one beside it: with one CPU there is one worker, which waits.
 #[test]
 fn one_that_hangs_beside_one_that_does_not() {
