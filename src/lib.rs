@@ -199,6 +199,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         next_activity: None,
         refreeze: Instant::default(),
         spoofed_window: (Instant::default(), 0),
+        continued: false,
         killed_at: None,
         more_to_reap: false,
     });

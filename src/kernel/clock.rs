@@ -4,7 +4,9 @@ use crate::machine::types::Instant;
 use crate::switches::without;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::{SigEvent, SigevNotify, Signal};
 use nix::sys::time::TimeSpec;
+use nix::sys::timer::Timer;
 use nix::sys::timerfd::{Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::time::{ClockId, clock_gettime};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -64,6 +66,21 @@ pub fn wait(fds: &mut Vec<PollFd<'_>>, timeout: Option<Duration>) -> Result<(), 
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(errno),
     }
+}
+
+/// SIGCONT for this process at that time and every second after it, until the timer is dropped: who is stopped meanwhile goes on in time
+/// (timer_create(2)), and who stops just after it came does not stay.
+///
+/// # Errors
+/// `EAGAIN` where the user has too many signals queued (RLIMIT_SIGPENDING).
+pub fn continue_at(at: Instant) -> Result<Timer, Errno> {
+    let signal = SigevNotify::SigevSignal { signal: Signal::SIGCONT, si_value: 0 };
+    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(signal))?;
+    // Zero would disarm it.
+    let first = at.since(now()).max(Duration::from_millis(1));
+    let each = TimeSpec::from_duration(Duration::from_secs(1));
+    timer.set(Expiration::IntervalDelayed(TimeSpec::from_duration(first), each), TimerSetTimeFlags::empty())?;
+    Ok(timer)
 }
 
 /// Waits for about so long, less where the kernel refuses to (`std::thread::sleep` panics then): whoever waits has a deadline of its own.

@@ -89,6 +89,8 @@ pub struct Supervisor {
     pub refreeze: Instant,
     /// Spoofed signals of the current second, and when it began.
     pub spoofed_window: (Instant, u64),
+    /// It was stopped with its command, and had the terminal for a moment when it was continued: what was typed then is the operator's.
+    pub continued: bool,
     /// When everything was killed.
     pub killed_at: Option<Instant>,
     /// Children may be left that have something to say.
@@ -277,7 +279,7 @@ impl Supervisor {
     }
 
     /// Job control: a command stopped from its terminal stops us too, so that the shell that started us gets its prompt.
-    fn stopped(&self, pid: i32, signal: i32) {
+    fn stopped(&mut self, pid: i32, signal: i32) {
         let ours = self.child.as_ref().is_some_and(|c| c.pid == pid);
         // Also before the handshake is read: the exec may be over, and its program stopped, before we look.
         if !ours || !self.terminal || self.machine.trigger().is_some() {
@@ -291,12 +293,20 @@ impl Supervisor {
             }
             return;
         }
+        // The deadline is kept also where a timer of the workload's own continues the command, which nobody watches then.
+        let deadline = self.machine.deadline().filter(|_| !without("stopped_deadline"));
+        let Ok(_alarm) = deadline.map(clock::continue_at).transpose() else {
+            // Then it does not stand still.
+            let _ = kill(group, Signal::SIGCONT);
+            return;
+        };
         let own = nix::unistd::getpgrp().as_raw();
         // Who is not of that group must not go on while nobody watches the deadline.
         let paused = if without("job_control") { Vec::new() } else { self.shared.everything().pause(ladder::ONE_KILL) };
         let _ = terminal::take_foreground(own);
         let _ = nix::sys::signal::raise(Signal::SIGSTOP);
-        // Continued: in the foreground again, or by `bg`.
+        self.continued = true;
+        // Continued: in the foreground again, by `bg`, or because its time is over.
         if terminal::owns_terminal() {
             let _ = terminal::take_foreground(pid);
         }

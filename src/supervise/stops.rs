@@ -4,8 +4,8 @@
 
 use super::Supervisor;
 use crate::audit::record::{Body, SpoofedSignal};
-use crate::kernel::clock;
 use crate::kernel::signals::{self, Code, Received};
+use crate::kernel::{clock, terminal};
 use crate::machine::step::{Event, State};
 use crate::machine::types::{Rule, StopSignal};
 use crate::switches::without;
@@ -48,6 +48,7 @@ impl Supervisor {
             }
         }
         self.take_stops(&stops);
+        self.continued = false;
     }
 
     /// All that came since the last look: who does not want to wait is not made to wait for a look at the workload and a polite request.
@@ -72,10 +73,25 @@ impl Supervisor {
             // From outside the PID namespace: the kubelet, docker, an outer process.
             (Code::User, 0) => true,
             // A terminal's Ctrl-C or hangup. As PID 1 it is not taken: there sender 0 is only believed of SI_USER.
-            (Code::Kernel, _) => !self.pid1,
+            (Code::Kernel, _) => !self.pid1 && !self.is_misdirected(stop),
             (Code::User | Code::Tkill, sender) => self.is_an_operator(stop, sender),
             (Code::Queue | Code::Other, _) => false,
         }
+    }
+
+    /// Whether a terminal's Ctrl-C came to us while the command has the foreground: then it was the workload that gave it to our group, for
+    /// what it has the terminal say. It gets the foreground back, with what is typed there.
+    fn is_misdirected(&self, stop: StopSignal) -> bool {
+        let typed = matches!(stop, StopSignal::Int | StopSignal::Quit);
+        let runs = self.facts.launched == Some(true) && self.machine.ended().is_none();
+        let Some(child) = self.child.as_ref().filter(|_| self.terminal && typed && runs && !self.continued) else {
+            return false;
+        };
+        if without("misdirected") {
+            return false;
+        }
+        let _ = terminal::take_foreground(child.pid);
+        true
     }
 
     /// Whether a sender that has a pid here is not the workload.

@@ -163,6 +163,29 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             unsafe { libc::raise(libc::SIGSTOP) };
             Ok(())
         }
+        // wakes FILE: stops itself with a timer set that continues it, and goes on behind the back of who stopped with it; deaf to TERM.
+        "wakes" => {
+            use std::io::Write;
+            let mut file = std::fs::File::options().create(true).append(true).open(args.first()?).unwrap();
+            // SAFETY: all-zero structures are valid, the pointers too, and SIG_IGN is no handler.
+            unsafe {
+                libc::signal(libc::SIGTERM, libc::SIG_IGN);
+                let mut event: libc::sigevent = std::mem::zeroed();
+                event.sigev_notify = libc::SIGEV_SIGNAL;
+                event.sigev_signo = libc::SIGCONT;
+                let mut timer: libc::timer_t = std::mem::zeroed();
+                let mut soon: libc::itimerspec = std::mem::zeroed();
+                soon.it_value.tv_nsec = 300_000_000;
+                soon.it_interval.tv_nsec = 100_000_000;
+                assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer), 0);
+                assert_eq!(libc::timer_settime(timer, 0, &raw const soon, std::ptr::null_mut()), 0);
+                libc::raise(libc::SIGSTOP);
+            }
+            loop {
+                let _ = file.write_all(b".");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         // traced: a child that is stopped under ptrace, and its tracer, deaf to TERM.
         "traced" => {
             ignore_term();

@@ -27,6 +27,25 @@ pub fn attack(name: &str) -> Option<Tried> {
             };
             tried.map(drop)
         }
+        // Makes a letter the interrupt key, and its supervisor's group the one that it interrupts: what a terminal answers to a question is typed.
+        "ctrl-c" => {
+            // SAFETY: SIG_IGN is no handler, an all-zero termios is one, and the calls have a valid pointer to it.
+            let armed = unsafe {
+                libc::signal(libc::SIGTTOU, libc::SIG_IGN);
+                libc::signal(libc::SIGTERM, libc::SIG_IGN);
+                let mut termios: libc::termios = std::mem::zeroed();
+                libc::tcgetattr(0, &raw mut termios);
+                termios.c_cc[libc::VINTR] = b'c';
+                termios.c_lflag |= libc::ISIG;
+                libc::tcsetattr(0, libc::TCSANOW, &raw const termios)
+                    .min(libc::tcsetpgrp(0, libc::getpgid(libc::getppid())))
+            };
+            println!("armed {armed}.");
+            loop {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+            }
+        }
         // Leaves the terminal to a group that nobody is in any more.
         "foreground" => {
             // SAFETY: one thread; integers only.

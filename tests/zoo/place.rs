@@ -241,11 +241,13 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 26] = [
+    const NOT: [&str; 28] = [
         "origin",
         "flood",
         "foreground",
         "job_control",
+        "stopped_deadline",
+        "misdirected",
         "own_mode",
         "own_environment",
         "own_file",

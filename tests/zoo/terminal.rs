@@ -217,6 +217,66 @@ fn its_group_cannot_be_joined() {
     }
 }
 
+/// What the terminal says because the workload asked it is no operator's Ctrl-C.
+#[test]
+fn what_it_answers_is_no_interrupt() {
+    if !able() {
+        return;
+    }
+    let sealed = |guard: Guard<'_>| {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut bash = Session::new(Command::new("bash").args(["--norc", "--noprofile", "-i"]), guard);
+        bash.expect("prompt ");
+        let command = supervised(guard, dir.path(), "ctrl-c");
+        bash.say(&format!("INTERNAL_TIMEOUT=4s SOFT_LIMIT=200ms HARD_LIMIT=400ms {command}\n"));
+        bash.expect("armed 0.");
+        bash.say("c");
+        let text = || std::fs::read_to_string(&log).unwrap_or_default();
+        until("it is sealed", || text().contains("evaluation_terminated"));
+        text()
+    };
+    let control = sealed(Guard::Without("misdirected"));
+    assert!(control.contains("\"reason\":\"terminated\""), "control: {control}");
+    let full = sealed(Guard::Full);
+    assert!(full.contains("\"reason\":\"timeout\"") && full.contains("spoofed_signal"), "{full}");
+}
+
+/// A command that stops itself, and so gracekeeper, may have a timer that continues it: its deadline comes all the same.
+#[test]
+fn its_deadline_is_kept_while_it_is_stopped() {
+    if !able() {
+        return;
+    }
+    let ended = |guard: Guard<'_>| {
+        let dir = tempfile::tempdir().unwrap();
+        let (ticks, log) = (dir.path().join("ticks"), dir.path().join("log"));
+        let mut bash = Session::new(Command::new("bash").args(["--norc", "--noprofile", "-i"]), guard);
+        bash.expect("prompt ");
+        let command = supervised(guard, dir.path(), &format!("wakes {}", ticks.display()));
+        bash.say(&format!("INTERNAL_TIMEOUT=2s SOFT_LIMIT=1s HARD_LIMIT=1s {command}\n"));
+        bash.expect("Stopped");
+        let length = || std::fs::metadata(&ticks).map_or(0, |meta| meta.len());
+        until("it goes on", || length() > 0);
+        let sealed = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("\"reason\":\"timeout\""));
+        // Twice as long as all of it takes, or until it is over.
+        let deadline = Instant::now() + Duration::from_secs(if guard == Guard::Full { 60 } else { 8 });
+        while !sealed() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let (ended, before) = (sealed(), length());
+        if !ended {
+            until("it still goes on", || length() > before);
+        }
+        bash.say("fg\n");
+        bash.expect("prompt ");
+        bash.say("exit\n");
+        ended
+    };
+    assert!(!ended(Guard::Without("stopped_deadline")), "control");
+    assert!(ended(Guard::Full));
+}
+
 /// Job control: a command that stops itself stops gracekeeper, so that the shell gets its prompt. Nobody else of the workload
 /// goes on behind the back of a supervisor that stands still.
 #[test]
