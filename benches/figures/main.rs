@@ -14,6 +14,7 @@
 mod cost;
 mod idle;
 mod kill;
+mod observer;
 mod seal;
 mod startup;
 mod support;
@@ -24,7 +25,9 @@ const ALL: [(&str, fn()); 5] =
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["tree", size] => kill::tree(size.parse().unwrap()),
+        ["tree", size] => kill::tree(size.parse().unwrap(), None),
+        ["tree", size, fifo] => kill::tree(size.parse().unwrap(), Some(fifo)),
+        ["init", "tree", ..] => kill::init(&words[1..]),
         ["work", kind] => cost::timed(kind),
         // Each in a process of its own: it makes itself a mount namespace.
         [] => {

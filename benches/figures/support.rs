@@ -50,15 +50,19 @@ pub struct Init {
     pub stdout: std::fs::File,
 }
 
-/// Runs in a child of the bench, so that the bench itself can make another namespace: what `watch` returns.
+/// What `watch` says of `words` as PID 1.
 pub fn as_pid1(words: &[&str], watch: impl FnOnce(&mut Init) -> Vec<u64>) -> Vec<u64> {
+    apart(|| watch(&mut spawn(words)))
+}
+
+/// Runs in a child of the bench, so that the bench itself can make another namespace: what `watch` returns.
+pub fn apart(watch: impl FnOnce() -> Vec<u64>) -> Vec<u64> {
     let (read, write) = pipe().unwrap();
     // SAFETY: the bench has one thread.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
             drop(read);
-            let mut init = spawn(words);
-            let seen = watch(&mut init);
+            let seen = watch();
             let mut out = std::fs::File::from(write);
             for value in seen {
                 out.write_all(&value.to_le_bytes()).unwrap();
@@ -71,7 +75,7 @@ pub fn as_pid1(words: &[&str], watch: impl FnOnce(&mut Init) -> Vec<u64>) -> Vec
             std::fs::File::from(read).read_to_end(&mut bytes).unwrap();
             waitpid(child, None).unwrap();
             let values: Vec<u64> = bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect();
-            assert!(!values.is_empty(), "{words:?} gave no sample");
+            assert!(!values.is_empty(), "no sample");
             values
         }
     }
@@ -127,8 +131,13 @@ impl Init {
     /// Waits for its end; nanoseconds since `since`.
     pub fn gone(&self, since: Duration) -> u64 {
         waitpid(self.pid, None).unwrap();
-        u64::try_from((now() - since).as_nanos()).unwrap()
+        nanoseconds(since)
     }
+}
+
+/// Nanoseconds since then.
+pub fn nanoseconds(since: Duration) -> u64 {
+    u64::try_from((now() - since).as_nanos()).unwrap()
 }
 
 /// Not as PID 1: `command`, whose workload says on its stdout that it is ready, gets `signals`; nanoseconds from there to its end, and
