@@ -171,13 +171,18 @@ fn below(dir: BorrowedFd<'_>, name: &CStr, flags: OFlag) -> Result<OwnedFd, Errn
 }
 
 /// Gives the owner access to the directory `name` in `dir`, through an O_PATH descriptor, so that what was checked is what
-/// is changed.
+/// is changed, and opens it. The mode it had comes with it.
 ///
 /// # Errors
 /// `EPERM` for somebody else's directory, `ELOOP`/`ENOTDIR` for what is no directory, `EXDEV` for a mount point.
-pub fn make_accessible(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+pub fn open_accessible(dir: BorrowedFd<'_>, name: &CStr) -> Result<(OwnedFd, u32), Errno> {
     let seen = below(dir, name, SEEN)?;
-    set_mode(seen.as_fd(), fstat(&seen)?.st_mode | 0o700)
+    let mode = mode(seen.as_fd())?;
+    set_mode(seen.as_fd(), mode | 0o700)?;
+    read_seen(seen.as_fd()).map(|fd| (fd, mode)).inspect_err(|_| {
+        // Its first error is the one to tell.
+        let _ = set_mode(seen.as_fd(), mode);
+    })
 }
 
 /// Changes the mode of what a descriptor, an O_PATH one too, is of.
@@ -199,16 +204,24 @@ pub fn mode(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
     fstat(fd).map(|stat| stat.st_mode & 0o7777)
 }
 
-/// Gives the owner of an open directory every right to it. Whether that changed anything.
+/// Gives the owner of an open directory every right to it. The mode it had, where that changed anything.
 ///
 /// # Errors
 /// The errno of `fchmod(2)`.
-pub fn make_writable(dir: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let mode = fstat(dir)?.st_mode & 0o7777;
+pub fn make_writable(dir: BorrowedFd<'_>) -> Result<Option<u32>, Errno> {
+    let mode = mode(dir)?;
     if mode & 0o700 == 0o700 {
-        return Ok(false);
+        return Ok(None);
     }
-    fchmod(dir, Mode::from_bits_truncate(mode | 0o700)).map(|()| true)
+    fchmod(dir, Mode::from_bits_truncate(mode | 0o700)).map(|()| Some(mode))
+}
+
+/// Gives an open directory the mode that it had.
+///
+/// # Errors
+/// The errno of `fchmod(2)`: it may be somebody else's by now.
+pub fn give_back_mode(dir: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    fchmod(dir, Mode::from_bits_truncate(mode & 0o7777))
 }
 
 /// The space allocated to the regular file `name` in `dir`, and how many names it has (fstatat(2), symlinks not followed); nothing

@@ -5,7 +5,7 @@
 //! each level (of so many), to know that `..` led back to where it came from: who is still alive (not PID 1) may have moved a directory meanwhile.
 
 use super::crew::{Crew, Tree};
-use super::node::Node;
+use super::node::{Node, UNCHANGED};
 use super::walk::{Worker, remove};
 use crate::kernel::{entries, files, memory};
 use nix::errno::Errno;
@@ -22,10 +22,29 @@ const LEVELS: usize = 1024;
 /// A level above the one that is being emptied.
 #[derive(Debug)]
 struct Level {
-    /// Which directory, and in the lowest bit whether something was removed from it.
+    /// Which directory; in the lowest bit whether something was removed from it, in the twelve above that the mode it had.
     who: u64,
     /// Where in it the directory below was found.
     at: i64,
+}
+
+impl Level {
+    /// Of `here`, which is left for a directory below it: who comes back gives it its mode.
+    fn of(here: &Node, at: i64) -> Result<Self, Errno> {
+        let changed = u64::from(here.changed.load(Ordering::Relaxed));
+        Ok(Self { who: mark(here.fd())? | u64::from(here.take_mode()) << 1 | changed, at })
+    }
+
+    fn is(&self, dir: &OwnedFd) -> Result<bool, Errno> {
+        Ok(mark(dir.as_fd())? == self.who & !0x1fff)
+    }
+
+    fn back(self, dir: OwnedFd, tree: &Arc<Tree>) -> Node {
+        let mode = u32::try_from(self.who >> 1 & 0o7777).unwrap_or(UNCHANGED);
+        let here = Node::alone((dir, mode), tree);
+        here.changed.store(self.who & 1 == 1, Ordering::Relaxed);
+        here
+    }
 }
 
 /// The levels above, and what was claimed for them.
@@ -79,13 +98,13 @@ enum Found {
 
 fn mark(fd: std::os::fd::BorrowedFd<'_>) -> Result<u64, Errno> {
     let (device, inode) = files::inode(fd)?;
-    Ok(inode.wrapping_add(device.rotate_left(40)) << 1)
+    Ok(inode.wrapping_add(device.rotate_left(40)) << 13)
 }
 
 impl Worker<'_> {
     /// Empties the directory `name` of `base` and removes it; false when the time is up.
     pub(super) fn burrow(&mut self, base: &Node, name: &CStr) -> bool {
-        let again = || base.open(name).map(|fd| Node::alone(fd, &base.tree));
+        let again = || base.open(name).map(|opened| Node::alone(opened, &base.tree));
         let first = match again() {
             Ok(first) => first,
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
@@ -119,10 +138,7 @@ impl Worker<'_> {
     /// Empties a target that is in memory with little more than the stack, down from its top.
     pub(super) fn relieve(&mut self, top: OwnedFd, tree: &Arc<Tree>) {
         let top = Node::top(top, Arc::clone(tree));
-        if let Ok(mode) = files::mode(top.fd()) {
-            tree.had_mode(mode);
-        }
-        let again = || files::read_seen(top.fd()).map(|fd| Node::alone(fd, tree));
+        let again = || files::read_seen(top.fd()).map(|fd| Node::alone((fd, UNCHANGED), tree));
         match again().and_then(|first| self.empty(&top, first, again)) {
             Ok(true) => tree.done(&top, top.left()),
             // Said at the end, as for everything that there was no time for.
@@ -145,11 +161,11 @@ impl Worker<'_> {
                 Found::Below(name) => {
                     stuck = None;
                     match here.open(&name) {
-                        Ok(fd) => {
-                            let changed = u64::from(here.changed.load(Ordering::Relaxed));
-                            above.push(Level { who: mark(here.fd())? | changed, at })?;
+                        Ok(opened) => {
+                            let below = Node::alone(opened, &base.tree);
+                            above.push(Level::of(&here, at)?)?;
                             crew.moved();
-                            here = Node::alone(fd, &base.tree);
+                            here = below;
                             at = 0;
                         }
                         Err(Errno::ELOOP | Errno::ENOTDIR) => {
@@ -175,17 +191,18 @@ impl Worker<'_> {
                         if std::mem::replace(&mut before, removed) == removed {
                             return Err(here.left().unwrap_or(Errno::ENOMEM));
                         }
+                        // Before it may be opened again, which changes it anew.
+                        here.give_back_mode();
                         (here, at, stuck) = (again()?, 0, None);
                         continue;
                     };
                     stuck = Some(files::inode(here.fd())?);
                     let back = files::parent(here.fd())?;
-                    if mark(back.as_fd())? != level.who & !1 {
+                    if !level.is(&back)? {
                         return Err(Errno::ESTALE);
                     }
-                    here = Node::alone(back, &base.tree);
-                    here.changed.store(level.who & 1 == 1, Ordering::Relaxed);
                     at = level.at;
+                    here = level.back(back, &base.tree);
                 }
             }
         }

@@ -4,7 +4,7 @@
 //! Invariant: whoever leaves last reports the end, so no count changes after it.
 
 use super::leftovers::{Before, Cleared};
-use super::node::{Node, Settled};
+use super::node::{Node, Settled, UNCHANGED};
 use super::targets::{Source, Target};
 use super::walk;
 use super::zero::Zeroed;
@@ -95,6 +95,12 @@ impl Tree {
         let _ = self.mode.set(mode);
     }
 
+    /// The mode its top had, where that was changed when it was opened.
+    #[must_use]
+    pub fn mode(&self) -> u32 {
+        self.mode.get().copied().unwrap_or(UNCHANGED)
+    }
+
     /// It is not where it was, or not what it was.
     pub fn displace(&self, why: &'static str) {
         let _ = self.displaced.set(why);
@@ -126,10 +132,7 @@ impl Tree {
 
     /// Its work is done; `why` something is left in it, if there is.
     pub(super) fn done(&self, top: &Node, why: Option<Errno>) {
-        if let Some(mode) = self.mode.get() {
-            // As it was found; where that is refused, it is the owner's no more.
-            let _ = files::set_mode(top.fd(), *mode);
-        }
+        top.give_back_mode();
         self.conclude(match (why, self.displaced.get(), self.itself.as_deref().map(remove_itself)) {
             (Some(errno), ..) => ("failed", Some(format!("{errno:?}"))),
             (None, Some(why), _) => ("failed", Some((*why).to_owned())),

@@ -1,7 +1,8 @@
 //! One open directory of a tree that is being emptied, and what its parent has to know of it.
 //!
 //! Invariant: a directory is removed only through its parent's descriptor, and a parent is settled only after every one of
-//! its children was. Nothing here recurses: `settled` says what to do next, and the caller loops.
+//! its children was. Nothing here recurses: `settled` says what to do next, and the caller loops. One whose mode was changed, and that
+//! stays, has its own mode back when nobody works in it any more.
 
 use super::crew::Tree;
 use crate::kernel::{entries, files};
@@ -9,7 +10,10 @@ use nix::errno::Errno;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
+
+/// The mode of a directory that was not changed: no mode that has to be changed has all the owner's bits.
+pub const UNCHANGED: u32 = 0o7777;
 
 /// A directory that was opened and is not empty yet.
 #[derive(Debug)]
@@ -29,8 +33,8 @@ pub struct Node {
     /// It was read to its end.
     ended: AtomicBool,
     widened: AtomicBool,
-    /// It is its tree's own, and keeps its mode.
-    top: bool,
+    /// The mode it had before it was changed, or `UNCHANGED`.
+    mode: AtomicU32,
     /// The first errno of this reading.
     left: AtomicI32,
 }
@@ -50,23 +54,24 @@ impl Node {
     /// A tree's own directory.
     #[must_use]
     pub fn top(fd: OwnedFd, tree: Arc<Tree>) -> Arc<Self> {
-        Arc::new(Self::new(fd, CString::default(), None, tree, true))
+        let mode = tree.mode();
+        Arc::new(Self::new((fd, mode), CString::default(), None, tree))
     }
 
-    /// A directory that nobody waits for.
+    /// A directory that nobody waits for, and the mode it had.
     #[must_use]
-    pub fn alone(fd: OwnedFd, tree: &Arc<Tree>) -> Self {
-        Self::new(fd, CString::default(), None, Arc::clone(tree), false)
+    pub fn alone(opened: (OwnedFd, u32), tree: &Arc<Tree>) -> Self {
+        Self::new(opened, CString::default(), None, Arc::clone(tree))
     }
 
-    fn new(fd: OwnedFd, name: CString, parent: Option<Arc<Self>>, tree: Arc<Tree>, top: bool) -> Self {
+    fn new((fd, mode): (OwnedFd, u32), name: CString, parent: Option<Arc<Self>>, tree: Arc<Tree>) -> Self {
         tree.open.fetch_add(1, Ordering::Relaxed);
         Self {
             fd,
             name,
             parent,
             tree,
-            top,
+            mode: AtomicU32::new(mode),
             pending: AtomicUsize::new(1),
             changed: AtomicBool::new(false),
             guessed: AtomicBool::new(false),
@@ -81,21 +86,18 @@ impl Node {
     /// # Errors
     /// As `open`.
     pub fn below(parent: &Arc<Self>, name: CString) -> Result<Arc<Self>, Errno> {
-        let fd = parent.open(&name)?;
-        Ok(Arc::new(Self::new(fd, name, Some(Arc::clone(parent)), Arc::clone(&parent.tree), false)))
+        let opened = parent.open(&name)?;
+        Ok(Arc::new(Self::new(opened, name, Some(Arc::clone(parent)), Arc::clone(&parent.tree))))
     }
 
-    /// Opens the directory `name` in it; one that forbids it is made accessible.
+    /// Opens the directory `name` in it; one that forbids it is made accessible. With it comes the mode that it had.
     ///
     /// # Errors
     /// `EXDEV` for a mount, `ELOOP` or `ENOTDIR` for what is no directory any more, and what open(2) answers.
-    pub fn open(&self, name: &CStr) -> Result<OwnedFd, Errno> {
+    pub fn open(&self, name: &CStr) -> Result<(OwnedFd, u32), Errno> {
         match files::open_below(self.fd(), name) {
-            Err(Errno::EACCES) => {
-                self.widening(|| files::make_accessible(self.fd(), name))?;
-                files::open_below(self.fd(), name)
-            }
-            result => result,
+            Err(Errno::EACCES) => self.widening(|| files::open_accessible(self.fd(), name)),
+            result => result.map(|fd| (fd, UNCHANGED)),
         }
     }
 
@@ -150,7 +152,7 @@ impl Node {
     ///
     /// # Errors
     /// What `call` answers.
-    pub fn widening(&self, call: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+    pub fn widening<T>(&self, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
         match call() {
             Err(Errno::EACCES | Errno::EPERM)
                 if !self.widened.swap(true, Ordering::Relaxed) && self.make_writable() =>
@@ -162,12 +164,24 @@ impl Node {
     }
 
     fn make_writable(&self) -> bool {
-        if self.top
-            && let Ok(mode) = files::mode(self.fd())
-        {
-            self.tree.had_mode(mode);
+        let Ok(Some(mode)) = files::make_writable(self.fd()) else { return false };
+        self.mode.store(mode, Ordering::Relaxed);
+        true
+    }
+
+    /// The mode it had, for whoever gives it back in its stead.
+    #[must_use]
+    pub fn take_mode(&self) -> u32 {
+        self.mode.swap(UNCHANGED, Ordering::Relaxed)
+    }
+
+    /// Nobody works in it any more.
+    pub fn give_back_mode(&self) {
+        let mode = self.take_mode();
+        if mode != UNCHANGED {
+            // Where that is refused, it is the owner's no more.
+            let _ = files::give_back_mode(self.fd(), mode);
         }
-        files::make_writable(self.fd()).unwrap_or(false)
     }
 
     /// Everything found in it was dealt with: removes it, or says why not.
@@ -187,6 +201,7 @@ impl Node {
         };
         match parent.widening(|| files::rmdir(parent.fd(), &self.name)) {
             Ok(()) => {
+                self.mode.store(UNCHANGED, Ordering::Relaxed);
                 self.tree.removed(0);
                 parent.changed.store(true, Ordering::Release);
                 Settled::Gone
@@ -201,6 +216,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        self.give_back_mode();
         self.tree.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -119,6 +119,60 @@ fn the_targets_own_mode_is_what_it_was() {
     }
 }
 
+/// Directories that have to be changed to be emptied, and then stay for what is at the end of them: a mount point, and a file that
+/// nobody may remove. Also deeper than there are descriptors.
+#[test]
+fn a_directory_that_stays_has_its_own_mode() {
+    if !has("root") {
+        return;
+    }
+    let modes = [0o500, 0o000, 0o100, 0o1500, 0o755, 0o400, 0o2300, 0o200];
+    for depth in [6, 60] {
+        for volume in [true, false] {
+            let mut place = ext4();
+            let tree = place.path().join("tree");
+            let mut levels = vec![tree.clone()];
+            for n in 0..depth {
+                let below = levels[n].join(format!("level-{n}"));
+                // What goes: a file, a directory that may not be read.
+                fs::create_dir_all(&below).unwrap();
+                fs::create_dir(levels[n].join("side")).unwrap();
+                fs::write(levels[n].join("side/file"), "secret").unwrap();
+                fs::write(levels[n].join("file"), "secret").unwrap();
+                owned_by_nobody(&levels[n]);
+                fs::set_permissions(levels[n].join("side"), fs::Permissions::from_mode(0o000)).unwrap();
+                levels.push(below);
+            }
+            let last = levels.pop().unwrap();
+            if volume {
+                let victim = victim(&place.path(), true);
+                ran("mount", &[&"--bind", &victim, &last]);
+                place.also(&last);
+            } else {
+                fs::write(last.join("kept"), "kept").unwrap();
+                levels.push(last.clone());
+                ran("chattr", &[&"+i", &last.join("kept")]);
+            }
+            let mode = |n: usize| if n == 0 { 0o1777 } else { modes[n % modes.len()] };
+            for (n, level) in levels.iter().enumerate().rev() {
+                fs::set_permissions(level, fs::Permissions::from_mode(mode(n))).unwrap();
+            }
+            let (run, path) = scrub(&tree, &dropped(true), BUDGET);
+            let found: Vec<u32> = levels.iter().map(|level| fs::metadata(level).unwrap().mode() & 0o7777).collect();
+            let kept = if volume { count(&last) } else { u64::from(last.join("kept").exists()) };
+            if !volume {
+                ran("chattr", &[&"-i", &last.join("kept")]);
+            }
+            assert_eq!(path["status"], "failed", "{run:#?}");
+            // Everything else is gone, which takes every right to each of the levels.
+            assert_eq!(path["entries_removed"], 3 * depth, "{depth} {volume}: {run:#?}");
+            assert!(levels.iter().all(|level| fs::read_dir(level).unwrap().count() == 1), "{run:#?}");
+            assert_eq!(kept, if volume { 42 } else { 1 });
+            assert_eq!(found, (0..levels.len()).map(mode).collect::<Vec<_>>(), "{depth} {volume}");
+        }
+    }
+}
+
 /// An immutable file: what cannot be removed is said, and its directory is what it was.
 #[test]
 fn what_is_immutable_is_said_and_changes_no_mode() {
