@@ -6,6 +6,8 @@
 
 #[path = "support/namespaces.rs"]
 mod namespaces;
+#[path = "support/places.rs"]
+mod places;
 #[path = "support/schema.rs"]
 mod schema;
 #[path = "run/support.rs"]
@@ -14,6 +16,7 @@ mod support;
 use namespaces::namespaced;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use places::Place;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -81,6 +84,17 @@ fn audit(dir: &tempfile::TempDir) -> PathBuf {
     dir.path().join("security-audit.json")
 }
 
+/// Every other time six runs on a disk, and six in memory.
+fn place(round: u64) -> (Place, tempfile::TempDir) {
+    let place = if (round / 6).is_multiple_of(2) { Place::Disk } else { Place::Memory };
+    (place, place.directory())
+}
+
+/// Whether it has another thread besides its first: the scribe, before anything is scrubbed.
+fn has_threads(pid: i32) -> bool {
+    std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1)
+}
+
 /// A workload, its options, and what it may end with besides 143. The fourth forks so fast in its grace that it may be taken
 /// for the fork bomb it is.
 fn workloads(m: &str) -> [(Vec<&'static str>, String, &'static [i32]); 6] {
@@ -103,11 +117,13 @@ fn a_stop_at_any_instant_over_six_workloads() {
         return;
     }
     let mut seed = Seed::new();
+    // Runs, and those that had a thread when the stop came: on a disk, in memory.
+    let (mut disk, mut memory) = ([0_u32; 2], [0_u32; 2]);
     for round in 0..runs(36) {
         let m = marker();
         let kind = usize::try_from(round % 6).unwrap();
         let (options, script, codes) = workloads(&m)[kind].clone();
-        let dir = tempfile::tempdir().unwrap();
+        let (place, dir) = place(round);
         let mut words = vec!["--grace", "3s", "--soft", "100ms", "--hard", "200ms"];
         words.extend(options);
         words.extend(["--", "sh", "-c", &script]);
@@ -118,10 +134,13 @@ fn a_stop_at_any_instant_over_six_workloads() {
         until("it blocks signals, or is over", || blocks_term(pid) || !Path::new(&format!("/proc/{pid}")).exists());
         let after = seed.below(400_000);
         std::thread::sleep(Duration::from_micros(after));
+        let threads = has_threads(pid);
         let stopped = Instant::now();
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM); // ESRCH: it had completed.
         let ran = finish(child, stopped);
-        let context = format!("round {round}, workload {kind}, TERM after {after} us: {ran:#?}");
+        let seen = if place == Place::Disk { &mut disk } else { &mut memory };
+        *seen = [seen[0] + 1, seen[1] + u32::from(threads)];
+        let context = format!("round {round}, workload {kind}, {place:?}, TERM after {after} us: {ran:#?}");
         let code = ran.code().unwrap();
         assert!(code == 143 || codes.contains(&code), "{context}");
         assert!(ran.took < Duration::from_secs(3), "in time: {context}");
@@ -137,6 +156,12 @@ fn a_stop_at_any_instant_over_six_workloads() {
             assert_eq!(delivered, u64::try_from(ran.stdout.len()).unwrap(), "{context}");
         }
     }
+    println!(
+        "on a disk {} runs, {} with the scribe at the stop; in memory {}, {}",
+        disk[0], disk[1], memory[0], memory[1]
+    );
+    assert!(disk[1] * 2 > disk[0], "the scribe was hardly ever there: {disk:?}");
+    assert!(memory[1] * 2 < memory[0].max(1), "threads where there is nothing to wait for: {memory:?}");
 }
 
 #[test]
@@ -145,10 +170,12 @@ fn the_death_of_pid_1_at_any_instant_leaves_a_file_that_says_so() {
         return;
     }
     let mut seed = Seed::new();
-    let mut verdicts = [0_u32; 3];
+    let (mut disk, mut memory) = ([0_u32; 3], [0_u32; 3]);
+    let mut scribes = 0_u32;
     for round in 0..runs(40) {
         let m = marker();
-        let dir = tempfile::tempdir().unwrap();
+        let (place, dir) = place(round);
+        let verdicts = if place == Place::Disk { &mut disk } else { &mut memory };
         let script = format!("trap '' TERM; sleep {m} & wait; sleep {m}");
         let words = ["--timeout", "30ms", "--soft", "20ms", "--hard", "40ms", "--", "sh", "-c", &script];
         let mut child = pid1(dir.path(), &words).spawn().unwrap();
@@ -156,9 +183,10 @@ fn the_death_of_pid_1_at_any_instant_leaves_a_file_that_says_so() {
         go(&mut child, pid);
         let after = seed.below(140_000);
         std::thread::sleep(Duration::from_micros(after));
+        scribes += u32::from(place == Place::Disk && has_threads(pid));
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         let ran = finish(child, Instant::now());
-        let context = format!("round {round}, KILL after {after} us: {ran:#?}");
+        let context = format!("round {round}, {place:?}, KILL after {after} us: {ran:#?}");
         until("the kernel took the namespace with it", || marked(&m).is_empty());
         let file = audit(&dir);
         let Ok(text) = std::fs::read_to_string(&file) else {
@@ -182,7 +210,11 @@ fn the_death_of_pid_1_at_any_instant_leaves_a_file_that_says_so() {
         let honest = if sealed || text.is_empty() { 0 } else { 3 };
         assert_eq!(verify(&file), Some(honest), "{after}\n{context}");
     }
-    println!("no file yet {}, cut off {}, sealed {}", verdicts[0], verdicts[1], verdicts[2]);
+    for (what, [none, cut, sealed]) in [("on a disk", disk), ("in memory", memory)] {
+        println!("{what}: no file yet {none}, cut off {cut}, sealed {sealed}");
+    }
+    println!("{scribes} of those on a disk had the scribe when they were killed");
+    assert!(scribes > 0, "the scribe was never there");
 }
 
 /// The calls that strace saw, in order, as (name, how manieth of that name, line).
