@@ -3,6 +3,14 @@
 
 extern "C" fn block_signals() {
     gracekeeper::kernel::signals::block_all();
+    // With an action of their own the standard library leaves these two alone. Its handler, which could only say that a stack was too
+    // small, and which never runs while they are blocked, gives each thread a stack of its own for it, and one whose memory is refused
+    // panics: a scrub that lacks a page must not end the run. A fault is the end as before: the kernel takes SIG_DFL for it where it
+    // is blocked or ignored, and one that is blocked is no less heard of by a signalfd(2).
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: SIG_IGN is no function.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
     // One heap for all threads (mallopt(3)): the few that there are at the end, for the scrub and an fsync, would each map 64 MiB
     // of their own, and give them back, for a handful of small blocks.
     #[cfg(target_env = "gnu")]

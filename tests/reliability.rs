@@ -8,6 +8,10 @@
 mod namespaces;
 #[path = "support/places.rs"]
 mod places;
+// The registers of the tracee.
+#[cfg(target_arch = "x86_64")]
+#[path = "support/refuse.rs"]
+mod refuse;
 #[path = "support/schema.rs"]
 mod schema;
 #[path = "run/support.rs"]
@@ -376,4 +380,109 @@ fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
         assert!(hits * 2 > wanted, "{hits} of {tried}");
         assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
     }
+}
+
+/// One run as PID 1 whose audit file is on a disk, whose termination log is a file and whose /tmp is filled, so that there are threads for
+/// all three; one of their calls is refused. All calls of the supervisor's threads, in order, and whether that one was made.
+#[cfg(target_arch = "x86_64")]
+fn threaded(
+    dir: &tempfile::TempDir,
+    m: &str,
+    refusal: Option<(refuse::Call, nix::errno::Errno)>,
+) -> (Ran, Vec<refuse::Call>, bool) {
+    let script = format!(
+        "mkdir /tmp/a /tmp/b; i=0; while [ $i -lt 20 ]; do : > /tmp/a/$i; : > /tmp/b/$i; i=$((i+1)); done; \
+         trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep {m} & wait; sleep {m}' & sleep {m} & wait; sleep {m}"
+    );
+    std::fs::write(dir.path().join("termination"), "").unwrap();
+    let mut words = vec!["--timeout", "150ms", "--soft", "60ms", "--hard", "120ms", "--grace", "4s"];
+    words.extend(["--termination-log", "/var/log/termination", "--", "sh", "-c", &script]);
+    let began = Instant::now();
+    let mut child = pid1(dir.path(), &words).spawn().unwrap();
+    let pid = inner(&child);
+    let (ready, attached) = std::sync::mpsc::channel();
+    let tracer = std::thread::spawn(move || refuse::watch(Pid::from_raw(pid), refusal, &ready));
+    attached.recv().unwrap();
+    go(&mut child, pid);
+    // One that hangs is a try that went wrong, and no more.
+    let (over, ended) = std::sync::mpsc::channel();
+    let watchdog = std::thread::spawn(move || {
+        if ended.recv_timeout(Duration::from_secs(30)).is_err() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    });
+    let ran = finish(child, began);
+    over.send(()).unwrap_or_default();
+    watchdog.join().unwrap();
+    let (calls, hit) = tracer.join().unwrap();
+    (ran, calls, hit)
+}
+
+/// The scribe's, the scrub's and the errand's: what becomes of the run, and of the record, where the kernel refuses one of their calls.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_kernel_that_refuses_any_one_call_of_a_thread_changes_neither_the_end_nor_its_status() {
+    use nix::errno::Errno;
+    use nix::libc;
+    if !has("root") {
+        return;
+    }
+    let mut seed = Seed::new();
+    let (dir, m) = (Place::Disk.directory(), marker());
+    let (ran, calls, _) = threaded(&dir, &m, None);
+    assert_eq!(ran.code(), Some(124), "{ran:#?}");
+    // What has no answer, and what cannot be refused (see `after_spawn`); and glibc ends the process where a thread has no rseq(2) and
+    // the first one has.
+    let is_refused = |call: &&refuse::Call| {
+        ![libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigreturn, libc::SYS_brk, libc::SYS_rseq]
+            .contains(&call.number)
+    };
+    let theirs: Vec<_> = calls.iter().filter(|call| call.thread > 0).filter(is_refused).copied().collect();
+    let threads: std::collections::BTreeSet<_> = theirs.iter().map(|call| call.thread).collect();
+    for wanted in [libc::SYS_write, libc::SYS_fsync] {
+        assert!(theirs.iter().any(|call| (call.thread, call.number) == (1, wanted)), "no scribe? {theirs:#?}");
+    }
+    assert!(threads.len() > 2, "the scribe, the scrub, the errand: {theirs:#?}");
+    let errnos = [Errno::EPERM, Errno::ENOSYS, Errno::EAGAIN, Errno::ENOMEM, Errno::EINTR, Errno::EIO, Errno::ENOSPC];
+    let mut tries: Vec<_> = theirs.iter().flat_map(|call| errnos.map(|errno| (*call, errno))).collect();
+    for i in (1..tries.len()).rev() {
+        tries.swap(i, usize::try_from(seed.below(u64::try_from(i + 1).unwrap())).unwrap());
+    }
+    if let Ok(only) = std::env::var("GRACEKEEPER_RELIABILITY_CALL") {
+        tries.retain(|(call, errno)| format!("{errno:?} for {call}").contains(&only));
+    }
+    let wanted = usize::try_from(runs(30)).unwrap();
+    println!("{} threads, {} calls, {} tries", threads.len(), theirs.len(), tries.len().min(wanted));
+    let (mut hits, mut tried, mut wrong) = (0_usize, 0_usize, Vec::new());
+    for (call, errno) in tries.into_iter().take(wanted) {
+        let (dir, m) = (Place::Disk.directory(), marker());
+        println!("{errno:?} for {call}");
+        let (ran, _, hit) = threaded(&dir, &m, Some((call, errno)));
+        let left = marked(&m);
+        left.iter().for_each(|&pid| signal(pid, "KILL"));
+        (tried, hits) = (tried + 1, hits + usize::from(hit));
+        let mut all = records(&std::fs::read_to_string(audit(&dir)).unwrap_or_default());
+        all.extend(ran.records.iter().cloned());
+        let seal = all.iter().rev().find(|r| r["event"] == "evaluation_terminated");
+        let told = seal.is_some_and(|seal| seal["exit_code"] == 124 && seal["status"] == "timeout");
+        // A seal in time, and what is not durable is said; but the termination message is the last word, also of itself.
+        let in_time = ran.took < Duration::from_secs(4);
+        let loses =
+            (call.thread, call.number) == (1, libc::SYS_fsync) && !matches!(errno, Errno::EINTR | Errno::EAGAIN);
+        let named = seal.is_some_and(|seal| seal["errors"].is_array());
+        if !left.is_empty() || ran.code() != Some(124) || !told || !in_time || (hit && loses && !named) {
+            let what = format!(
+                "{errno:?} for {call}: hit {hit}, left {left:?}, status {:?} after {:?}, seal {}\nstderr {}",
+                ran.status,
+                ran.took,
+                seal.map_or("none".into(), ToString::to_string),
+                ran.stderr
+            );
+            println!("{what}");
+            wrong.push(what);
+        }
+    }
+    println!("{hits} of {tried} tries met their call");
+    assert!(hits * 2 > tried, "{hits} of {tried}");
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
 }

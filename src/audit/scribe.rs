@@ -41,6 +41,8 @@ struct Paper {
     task: Option<Task>,
     answer: Option<Done>,
     thread: i32,
+    /// Nobody will ask any more.
+    over: bool,
 }
 
 impl Desk {
@@ -51,7 +53,7 @@ impl Desk {
     fn answer(&self, write: impl FnOnce(&mut Paper)) {
         write(&mut self.paper());
         self.done.store(true, Ordering::Release);
-        // It cannot overflow by one; who waits looks at `done` besides.
+        // Where it does not ring, who waits looks at `done` all the same (clock::LOOK).
         let _ = self.ready.write(1);
     }
 
@@ -62,14 +64,18 @@ impl Desk {
         loop {
             let rung = self.bell.read().is_ok();
             // By itself: in the match it would hold the paper until its end.
-            let task = self.paper().task.take();
+            let (task, over) = {
+                let mut paper = self.paper();
+                (paper.task.take(), paper.over)
+            };
             match task {
                 Some(task) => {
                     let done = sink.perform(task);
                     self.answer(|paper| paper.answer = Some(done));
                 }
-                // Rung without a task: nobody will ask any more.
-                None if rung => break,
+                None if over => break,
+                // Rung for one that was done already: the read before it was refused.
+                None if rung => {}
                 None => std::thread::yield_now(),
             }
         }
@@ -89,7 +95,12 @@ impl Desk {
                 return false;
             }
             let mut fds = vec![PollFd::new(self.ready.as_fd(), PollFlags::POLLIN)];
-            if clock::wait(&mut fds, left).is_err() && until.is_some() {
+            let looked = match left {
+                Some(left) => clock::wait(&mut fds, Some(left.min(clock::LOOK))),
+                // Nobody minds being late, and no timer has to be made for it.
+                None => nix::poll::ppoll(&mut fds, Some(clock::LOOK.into()), None).map(|_| ()),
+            };
+            if looked.is_err() && until.is_some() {
                 return self.done.swap(false, Ordering::Acquire);
             }
         }
@@ -235,6 +246,7 @@ impl Scribe {
     /// Ends the thread, unless it has not answered; what it wrote with.
     fn end(&mut self) -> Option<AuditSink> {
         let How::Beside { desk, busy: false, life, .. } = &mut self.how else { return None };
+        desk.paper().over = true;
         desk.bell.write(1).ok()?;
         life.take()?.join().ok()?;
         desk.paper().sink.take()
@@ -253,5 +265,47 @@ impl Scribe {
 impl Drop for Scribe {
     fn drop(&mut self) {
         drop(self.end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A read of the bell was refused, and the task was there: the bell rings for it once more, and that is not the end.
+    #[test]
+    fn a_bell_without_a_task_is_not_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sink, _) = AuditSink::open(&dir.path().join("audit.json")).unwrap();
+        if sink.is_in_memory() {
+            return println!("skipped: {} is in memory", dir.path().display());
+        }
+        let (mut scribe, why) = Scribe::new(sink);
+        assert_eq!(why, None);
+        let How::Beside { desk, .. } = &scribe.how else { panic!("{scribe:?}") };
+        desk.bell.write(1).unwrap();
+        // Taken by now, or counted together with the next.
+        std::thread::sleep(clock::LOOK);
+        let soon = clock::now().plus(std::time::Duration::from_secs(60));
+        assert!(matches!(scribe.ask(Task::Sync, Some(soon)).map(|done| done.written), Some(Written::Yes)));
+        assert_eq!(scribe.dismiss(), Some(WHY), "and at the end it ends");
+    }
+
+    #[test]
+    fn an_answer_without_its_bell_is_seen_all_the_same() {
+        let bell = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
+        let done = AtomicBool::new(false);
+        let desk = Desk { paper: Mutex::default(), bell: bell(), done, ready: bell() };
+        std::thread::scope(|scope| {
+            // What a refused write to `ready` leaves.
+            scope.spawn(|| {
+                std::thread::sleep(clock::LOOK / 4);
+                desk.done.store(true, Ordering::Release);
+            });
+            assert!(desk.wait(None), "as long as it takes");
+        });
+        let far = clock::now().plus(std::time::Duration::from_secs(60));
+        desk.done.store(true, Ordering::Release);
+        assert!(desk.wait(Some(far)) && clock::now() < far);
     }
 }

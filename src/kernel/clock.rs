@@ -34,6 +34,9 @@ pub fn now() -> Instant {
 /// A pause shorter than this takes longer to make than to wait for.
 pub const SHORTEST: Duration = Duration::from_micros(10);
 
+/// How often who waits for another thread looks itself whether it has come back: the kernel may refuse the write that rings.
+pub const LOOK: Duration = Duration::from_millis(20);
+
 /// Pauses are over when they are said to be and not 50 µs later, which the kernel allows itself else (PR_SET_TIMERSLACK, prctl(2)).
 pub fn exact() {
     // A kernel without it only lets us wait a little longer.
