@@ -8,7 +8,6 @@
 use super::observer::{self, Observer};
 use super::support::{Samples, apart, as_pid1, median, nanoseconds, now, private, quantile, rounds};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
-use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pause, setsid};
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -59,9 +58,11 @@ const AGE: Duration = Duration::from_millis(1_200);
 
 /// A PID 1 that does nothing but to have the tree.
 pub fn init(tree: &[String]) -> ! {
-    let _tree = Command::new("/mnt/worker").args(tree).spawn().unwrap();
+    let mut tree = Command::new("/mnt/worker").args(tree).spawn().unwrap();
     loop {
+        // Nothing but SIGKILL comes, and nobody of the tree is waited for before.
         pause();
+        let _ = tree.wait();
     }
 }
 
@@ -99,7 +100,7 @@ fn subreaper(size: usize) -> Vec<u64> {
         NOW.iter().for_each(|signal| kill(pid, *signal).unwrap());
         observer.reaped();
         let reaped = nanoseconds(since);
-        waitpid(pid, None).unwrap();
+        child.wait().unwrap();
         vec![reaped, nanoseconds(since)]
     })
 }
