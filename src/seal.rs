@@ -42,6 +42,7 @@ pub struct Facts {
     args: Option<Vec<String>>,
     risk: &'static str,
     limits: Limits,
+    overrides: Vec<&'static str>,
     begun: Instant,
     pid: Option<i32>,
     start: Option<SystemTime>,
@@ -75,6 +76,7 @@ impl Facts {
             args_count: args.len(),
             args: (settings.audit_level == AuditLevel::Comprehensive).then(|| shown(args)),
             risk: settings.risk.profile().name,
+            overrides: settings.overrides(),
             limits: Limits {
                 timeout_ms: settings.timeout.map(millis),
                 grace_ms: millis(settings.grace),
@@ -186,6 +188,7 @@ impl Facts {
             },
             risk_level: self.risk.to_owned(),
             limits: self.limits.clone(),
+            overrides: self.overrides.clone(),
             notes: notes.to_vec(),
         }
     }

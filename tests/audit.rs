@@ -29,6 +29,7 @@ fn started(notes: usize) -> Body {
         },
         risk_level: "high".into(),
         limits: Limits { timeout_ms: None, grace_ms: 1, soft_ms: 2, hard_ms: 3, scrub_budget_ms: 4 },
+        overrides: Vec::new(),
         notes: vec!["n".into(); notes],
     }))
 }

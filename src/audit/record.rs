@@ -39,6 +39,9 @@ pub struct EvaluationStarted {
     pub risk_level: String,
     /// The settings in force, durations in milliseconds.
     pub limits: Limits,
+    /// The options of the level that are set to something else than the level has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<&'static str>,
     /// What the sinks and the preparation said, e.g. an audit file that could not be opened.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

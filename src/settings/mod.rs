@@ -181,6 +181,28 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The options of the level that are not as the level has them, by their flags: what a record of the level alone would not tell.
+    #[must_use]
+    pub fn overrides(&self) -> Vec<&'static str> {
+        let raw = cli::Raw { flags: vec![("risk", self.risk.profile().name.into())], command: vec!["-".into()] };
+        let Ok(own) = resolve::resolve(raw, &[], None) else { return Vec::new() };
+        let differs = [
+            ("timeout", self.timeout != own.timeout),
+            ("grace", self.grace != own.grace),
+            ("soft", self.soft != own.soft),
+            ("hard", self.hard != own.hard),
+            ("scrub-budget", self.scrub_budget != own.scrub_budget),
+            ("monitoring", self.monitoring != own.monitoring),
+            ("audit-level", self.audit_level != own.audit_level),
+            ("audit-required", self.audit_required != own.audit_required),
+            ("adaptive", self.adaptive != own.adaptive),
+            ("env", self.env != own.env),
+            ("network", self.network != own.network),
+            ("filesystem", self.filesystem != own.filesystem),
+        ];
+        differs.into_iter().filter_map(|(flag, differs)| differs.then_some(flag)).collect()
+    }
+
     /// Where a given option's value came from, for an error line.
     #[must_use]
     pub fn source(&self, flag: &'static str) -> String {

@@ -32,6 +32,12 @@ impl Given<'_> {
         words.iter().find(|(w, _)| *w == text).map(|(_, v)| *v).ok_or_else(|| self.bad())
     }
 
+    /// The same in any case: images set such a variable for programs of theirs, `INFO` as often as `info`.
+    fn word_in_any_case<T: Copy>(&self, words: &[(&str, T)]) -> Result<T, UsageError> {
+        let text = self.text()?;
+        words.iter().find(|(w, _)| w.eq_ignore_ascii_case(text)).map(|(_, v)| *v).ok_or_else(|| self.bad())
+    }
+
     fn yes(&self) -> Result<bool, UsageError> {
         self.word(&[
             ("yes", true),
@@ -248,16 +254,18 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
         workdir: optional("workdir")?,
         output_limit: given("output-limit").map_or(Ok(None), |g| g.size())?,
         log_level: given("log-level").map_or(Ok(tracing::Level::WARN), |g| {
-            g.word(&[
+            g.word_in_any_case(&[
                 ("error", tracing::Level::ERROR),
                 ("warn", tracing::Level::WARN),
+                ("warning", tracing::Level::WARN),
                 ("info", tracing::Level::INFO),
                 ("debug", tracing::Level::DEBUG),
                 ("trace", tracing::Level::TRACE),
             ])
         })?,
-        log_format: given("log-format")
-            .map_or(Ok(LogFormat::Text), |g| g.word(&[("text", LogFormat::Text), ("json", LogFormat::Json)]))?,
+        log_format: given("log-format").map_or(Ok(LogFormat::Text), |g| {
+            g.word_in_any_case(&[("text", LogFormat::Text), ("json", LogFormat::Json)])
+        })?,
         flags: raw.flags.iter().map(|(flag, _)| *flag).collect(),
         command: raw.command,
     })
@@ -346,6 +354,55 @@ mod tests {
         assert!(run(&[], &env).is_err());
         let flags = [("timeout", "banana"), ("timeout", "5"), ("scrub", "/x")];
         assert_eq!(run(&flags, &env).unwrap().timeout, Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn log_words_are_taken_in_any_case() {
+        for (word, level) in [
+            ("INFO", tracing::Level::INFO),
+            ("Warning", tracing::Level::WARN),
+            ("warn", tracing::Level::WARN),
+            ("DEBUG", tracing::Level::DEBUG),
+        ] {
+            assert_eq!(run(&[], &[("LOG_LEVEL", word)]).unwrap().log_level, level, "{word}");
+            assert_eq!(run(&[("log-level", word)], &[]).unwrap().log_level, level, "{word}");
+        }
+        assert_eq!(run(&[], &[("LOG_FORMAT", "JSON")]).unwrap().log_format, LogFormat::Json);
+        assert!(run(&[], &[("LOG_LEVEL", "verbose")]).unwrap_err().0.contains("is not error, warn"));
+        // Control: the words that decide a run are not guessed at.
+        assert!(run(&[], &[("WORKLOAD_NETWORK", "DENY")]).is_err());
+    }
+
+    /// Every option of the level, by the table: set to something else it is named, set to the same it is not.
+    #[test]
+    fn what_is_not_the_levels_own_is_named() {
+        for option in OPTIONS {
+            let Some(of) = option.profile else { continue };
+            for (risk, profile) in &super::super::profile::PROFILES {
+                let own = run(&[("risk", profile.name), (option.flag, of(profile))], &[]).unwrap();
+                assert_eq!((own.risk, own.overrides()), (*risk, vec![]), "{}", option.flag);
+                let others = ["7s", "off", "standard", "basic", "yes", "no", "inherit", "clean", "allow", "deny"];
+                let mut taken = 0;
+                for other in others.iter().chain(&["guard", "confined"]).filter(|o| **o != of(profile)) {
+                    let env = [("RISK_LEVEL", profile.name), (option.variable, *other)];
+                    let Ok(changed) = run(&[], &env) else { continue };
+                    taken += 1;
+                    let same = changed.overrides().is_empty() && ["off", "no"].contains(other);
+                    assert!(same || changed.overrides() == [option.flag], "{} {other}", option.flag);
+                }
+                assert!(taken > 0, "{}", option.flag);
+            }
+        }
+        // The same value, written otherwise.
+        assert_eq!(run(&[], &[("INTERNAL_TIMEOUT", "1.5m"), ("ADAPTIVE_GRACE", "1")]).unwrap().overrides(), [""; 0]);
+    }
+
+    /// What a Job sets to nothing, so that its image cannot choose it, is the level's own.
+    #[test]
+    fn an_empty_variable_is_none() {
+        let empty: Vec<(&str, &str)> = OPTIONS.iter().map(|o| (o.variable, "")).collect();
+        let (set, unset) = (run(&[], &empty).unwrap(), run(&[], &[]).unwrap());
+        assert_eq!(format!("{set:?}"), format!("{unset:?}"));
     }
 
     #[test]

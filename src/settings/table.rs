@@ -21,9 +21,11 @@ pub struct Opt {
     pub profile: Option<fn(&Profile) -> &'static str>,
 }
 
-const DURATION: &str = "a duration such as 55, 1.5s, 1500ms or 2m, above zero and at most 365 days";
+/// What a duration may look like.
+pub const DURATION: &str = "a duration such as 55, 1.5s, 1500ms or 2m, above zero and at most 365 days";
 const COUNT: &str = "a whole number, or none";
-const SIZE: &str = "a size such as 4096, 64Ki, 10M or 1Gi, or none";
+/// What a size may look like.
+pub const SIZE: &str = "a size such as 4096, 64Ki, 10M or 1Gi, or none";
 /// What stands for a switch; it may be left out.
 pub const YES_NO: &str = "yes or no";
 
@@ -203,10 +205,10 @@ pub const OPTIONS: &[Opt] = &[
         "log-level",
         "LOG_LEVEL",
         "LEVEL",
-        "error, warn, info, debug or trace",
+        "error, warn or warning, info, debug or trace, in any case",
         "gracekeeper's own log lines on stderr (default: warn)",
     ),
-    opt("log-format", "LOG_FORMAT", "FORMAT", "text or json", "their form (default: text)"),
+    opt("log-format", "LOG_FORMAT", "FORMAT", "text or json, in any case", "their form (default: text)"),
 ];
 
 /// The option of a flag.
