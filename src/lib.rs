@@ -91,6 +91,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
     let relay = settings.output_limit.map(|limit| Relay::open(limit, &settings.source("output-limit"))).transpose()?;
     let signals = signals::Signals::open().map_err(|e| format!("cannot handle signals: {e}"))?;
     let everything = Everything::new(pid1).map_err(|e| format!("cannot find what will be the workload's: {e}"))?;
+    let required = settings.source("audit-required");
     let log = Log::open(Config {
         file: settings.audit_file.clone(),
         pid1,
@@ -100,7 +101,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         key: settings.audit_key.take(),
         required: settings.audit_required,
     })
-    .map_err(|e| format!("audit required but not available: {e}"))?;
+    .map_err(|e| format!("{required}: the audit is not available: {e}"))?;
     let dumpable = hide();
 
     let private = if pid1 { None } else { Some(private_tmp(&mut settings)) };

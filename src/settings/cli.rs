@@ -1,6 +1,6 @@
 //! argv to a verb and raw values. Decides nothing about their meaning: that is `resolve`.
 
-use super::table::{OPTIONS, YES_NO, find};
+use super::table::{DURATION, OPTIONS, Opt, SIZE, YES_NO, find};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -109,11 +109,7 @@ pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
             let value = match attached {
                 Some(value) => value,
                 // Said without a value it means yes; a value is anything that is no option.
-                None if option.accepts == YES_NO
-                    && words.clone().next().is_none_or(|next| next.as_bytes().starts_with(b"-")) =>
-                {
-                    OsString::from("yes")
-                }
+                None if is_bare(option, words.as_slice().first().map(OsString::as_os_str)) => OsString::from("yes"),
                 // `--` is where the command begins: a forgotten value must not swallow it. A file of that name: `--flag=--`.
                 None => words
                     .next()
@@ -139,8 +135,16 @@ pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
                     "the verb {text} stands before its options; to run a program of that name: gracekeeper -- {text}"
                 )));
             }
+            "install" | "verify" | "profiles" | "job" if !verb && asks_for_help(words.as_slice()) => {
+                return Ok(Invocation::Help);
+            }
             "install" if !verb => {
                 return match words.as_slice() {
+                    // A mistyped option is no file; one that is really called so: `./-x`.
+                    [dest] if dest.as_bytes().starts_with(b"-") => Err(UsageError(format!(
+                        "install takes one argument, the file to write, and no option {}",
+                        printable(dest)
+                    ))),
                     [dest] if !dest.is_empty() => Ok(Invocation::Install(dest.clone())),
                     _ => Err(UsageError("install takes one argument: the file to write".into())),
                 };
@@ -165,6 +169,16 @@ pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
         return Err(UsageError("no command given; usage: gracekeeper [OPTIONS] -- COMMAND [ARG...]".into()));
     }
     Ok(Invocation::Run(raw))
+}
+
+/// Whether a switch was said without a value, by the word after it.
+#[must_use]
+pub fn is_bare(option: &Opt, next: Option<&OsStr>) -> bool {
+    option.accepts == YES_NO && next.is_none_or(|next| next.as_bytes().starts_with(b"-"))
+}
+
+fn asks_for_help(words: &[OsString]) -> bool {
+    words.iter().any(|word| word == "--help" || word == "-h")
 }
 
 /// The options of a run, and `--json`.
@@ -203,11 +217,17 @@ pub fn help() -> String {
          \x20          [--namespace NAME] [--gracekeeper-image IMAGE] [--entrypoint] and any option below but --job-id,\n\
          \x20          --audit-key-env and --termination-log; --policy is checked here and now\n\
          \x20      gracekeeper --help | --version\n\n\
-         Every option is also an environment variable; a flag beats the variable, the variable the profile.\n\n",
+         Every option is also an environment variable; a flag beats the variable, the variable the profile, and an empty\n\
+         variable is none. DURATION: ",
     );
+    text.extend([DURATION, ".\nSIZE: ", SIZE, ".\n\n"]);
     for option in OPTIONS {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  --{} {}   [{}]\n        {}", option.flag, option.value, option.variable, option.help);
+        // What a choice is between; the other kinds say it by their name or are said above.
+        if ["LEVEL", "MODE", "FORMAT", "YES|NO", "N"].contains(&option.value) {
+            let _ = writeln!(text, "        accepts {}", option.accepts);
+        }
         if let Some(of) = option.profile {
             let values: Vec<&str> = super::profile::PROFILES.iter().map(|(_, p)| of(p)).collect();
             let _ = writeln!(text, "        low, medium, high, critical: {}", values.join(", "));
@@ -245,8 +265,26 @@ mod tests {
         // Anything else there is a value, and a bad one is refused later, not run.
         assert_eq!(flags("--adaptive maybe true"), [("adaptive", "maybe".to_owned())]);
         assert!(parse(&["--timeout".into(), "--".into(), "true".into()]).is_err());
+        assert!(help().contains("accepts off, standard or aggressive") && help().contains("1500ms"), "{}", help());
         let doctor = parse(&["doctor".into(), "--audit-required".into(), "--json".into()]);
         assert!(matches!(doctor, Ok(Invocation::Doctor { json: true, .. })), "{doctor:?}");
+    }
+
+    #[test]
+    fn help_after_a_verb_is_no_argument_of_it() {
+        let parsed = |line: &str| parse(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        for verb in ["install", "verify", "profiles", "job", "doctor", "run"] {
+            for help in ["--help", "-h"] {
+                assert_eq!(parsed(&format!("{verb} {help}")), Ok(Invocation::Help), "{verb} {help}");
+            }
+        }
+        assert_eq!(parsed("job t.json --risk low --help"), Ok(Invocation::Help));
+        for bad in ["install --force", "install -x", "install -", "profiles -x"] {
+            assert!(parsed(bad).is_err(), "{bad}");
+        }
+        // Controls: a file of that name, and a program that is asked.
+        assert_eq!(parsed("install ./--help"), Ok(Invocation::Install("./--help".into())));
+        assert!(matches!(parsed("-- install --help"), Ok(Invocation::Run(_))));
     }
 
     #[test]

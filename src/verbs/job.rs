@@ -8,9 +8,9 @@
 use crate::kernel::random;
 use crate::object::Object;
 use crate::settings::Settings;
-use crate::settings::cli::{Raw, printable};
+use crate::settings::cli::{Raw, is_bare, printable};
 use crate::settings::resolve::resolve;
-use crate::settings::table::{OPTIONS, find};
+use crate::settings::table::{OPTIONS, Opt, find};
 use lexopt::{Arg, Parser};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -205,7 +205,7 @@ fn parse(args: &[OsString]) -> Result<Asked, String> {
                 asked.task = Some(value);
                 continue;
             }
-            other => return Err(printable(OsStr::new(&other.unexpected().to_string()))),
+            other => return Err(format!("{}; {USAGE}", printable(OsStr::new(&other.unexpected().to_string())))),
         };
         let option = find(&flag);
         let slot = match flag.as_str() {
@@ -215,17 +215,51 @@ fn parse(args: &[OsString]) -> Result<Asked, String> {
             "policy" => &mut asked.policy,
             _ => match option {
                 Some(option) if !NOT_HERE.contains(&option.flag) => {
-                    asked.flags.push((option.flag, parser.value().map_err(|e| e.to_string())?));
+                    asked.flags.push((option.flag, given(&mut parser, option)?));
                     continue;
                 }
                 Some(_) => return Err(format!("--{flag} cannot be set from here: the Job or a Secret decides it")),
                 None => return Err(format!("unknown option --{}; {USAGE}", printable(OsStr::new(&flag)))),
             },
         };
-        let value = parser.value().map_err(|e| e.to_string())?;
+        let accepts = if flag == "namespace" {
+            "a namespace"
+        } else if flag == "policy" {
+            "a policy file"
+        } else {
+            "an image's name"
+        };
+        let value = value(&mut parser, &flag, accepts)?;
         *slot = Some(utf8(&flag, &value)?.to_owned());
     }
     Ok(asked)
+}
+
+/// The value of an option of a run, by the rules of a run: a switch alone means yes.
+fn given(parser: &mut Parser, option: &Opt) -> Result<OsString, String> {
+    if let Some(attached) = parser.optional_value() {
+        return Ok(attached);
+    }
+    if is_bare(option, next(parser).as_deref()) {
+        return Ok("yes".into());
+    }
+    value(parser, option.flag, option.accepts)
+}
+
+/// A value that has to be there; `--` is none.
+fn value(parser: &mut Parser, flag: &str, accepts: &str) -> Result<OsString, String> {
+    if let Some(attached) = parser.optional_value() {
+        return Ok(attached);
+    }
+    match next(parser) {
+        Some(word) if word != "--" => parser.value().map_err(|e| e.to_string()),
+        _ => Err(format!("--{flag} needs a value: {accepts}")),
+    }
+}
+
+/// The word after the one that was read.
+fn next(parser: &mut Parser) -> Option<OsString> {
+    parser.try_raw_args()?.peek().map(OsStr::to_owned)
 }
 
 fn read(file: &OsStr) -> Result<Task, String> {

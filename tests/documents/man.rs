@@ -60,6 +60,8 @@ fn the_options_and_levels_are_the_tables() {
         let how = "GRACEKEEPER_BLESS=1 cargo test --test documents writes docs/gracekeeper.1 anew";
         assert!(made == page, "the table has, and the page has: {stale:#?}\n{how}");
     }
+    // man(1) runs the preprocessors that the first line names: tbl.
+    assert!(page.starts_with("'\\\" t\n"), "{:?}", page.lines().next());
     assert!(page.contains(&format!("\"gracekeeper {}\"", env!("CARGO_PKG_VERSION"))), "the version in .TH");
 }
 

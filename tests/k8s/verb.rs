@@ -50,6 +50,63 @@ fn options_move_both_clocks() {
     assert_eq!(variable(&job, "SCRUB_PATHS"), "/a:/b");
 }
 
+/// A switch alone means yes, as in a run; what is wrong is said with what is accepted.
+#[test]
+fn options_are_read_as_in_a_run() {
+    for (words, value) in [
+        (&["--audit-required"][..], "yes"),
+        (&["--audit-required", "no"], "no"),
+        (&["--audit-required=no"], "no"),
+        (&["--audit-required", "--risk", "low"], "yes"),
+    ] {
+        let job = good(TASK, &[&["--image", "i"], words].concat());
+        assert_eq!(variable(&job, "AUDIT_REQUIRED"), value, "{words:?}");
+    }
+    assert_eq!(variable(&good(TASK, &["--adaptive", "--image", "i"]), "ADAPTIVE_GRACE"), "yes");
+    for (words, told) in [
+        (&["--image", "i", "--timeout"][..], "--timeout needs a value: a duration such as"),
+        (&["--image", "i", "--timeout", "--"], "--timeout needs a value"),
+        (&["--image", "i", "--risk", "extreme"], "is not low, medium, high or critical"),
+        (&["--image", "i", "--adaptive", "maybe"], "is not yes or no"),
+        (&["--image"], "--image needs a value: an image's name"),
+        (&["--image", "i", "--namespace"], "--namespace needs a value: a namespace"),
+        (&["--image", "i", "second"], "usage: gracekeeper job"),
+        (&["--image", "i", "-x"], "usage: gracekeeper job"),
+    ] {
+        let out = job(TASK, words);
+        let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(
+            (out.status.code(), out.stdout.len(), stderr.lines().count()),
+            (Some(125), 0, 1),
+            "{words:?} {stderr}"
+        );
+        assert!(stderr.contains(told), "{words:?}: {stderr}");
+    }
+}
+
+/// `--help` after a verb is never its argument: nothing is written, whatever the verb.
+#[test]
+fn help_after_a_verb() {
+    let root = tempfile::tempdir().unwrap();
+    let run = |words: &[&str]| Command::new(BINARY).current_dir(root.path()).args(words).output().unwrap();
+    for verb in ["install", "verify", "profiles", "job", "doctor"] {
+        for help in ["--help", "-h"] {
+            let out = run(&[verb, help]);
+            assert_eq!((out.status.code(), out.stderr.len()), (Some(0), 0), "{verb} {help}: {out:?}");
+            assert!(String::from_utf8_lossy(&out.stdout).contains("usage: gracekeeper"), "{verb} {help}");
+        }
+    }
+    for bad in [&["install", "--force"][..], &["install", "-f"], &["verify", "-x"], &["job", "-x"], &["profiles", "-x"]]
+    {
+        let out = run(bad);
+        assert_eq!((out.status.code(), out.stdout.len()), (Some(125), 0), "{bad:?}: {out:?}");
+    }
+    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+    // Control: a file that is really called so.
+    assert_eq!(run(&["install", "./--help"]).status.code(), Some(0));
+    assert!(root.path().join("--help").exists());
+}
+
 #[test]
 fn an_image_with_it_as_entrypoint() {
     let job = good(TASK, &["--image", "i", "--entrypoint"]);

@@ -46,7 +46,6 @@ pub struct OpenError {
 
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("audit required, but ")?;
         if let Some((path, cause)) = &self.file {
             write!(f, "audit file {path:?}: {cause}; ")?;
         }
