@@ -128,7 +128,7 @@ fn fill(
         let pod = at(job, "/spec/template/spec")?;
         remove(pod, "initContainers");
         for list in ["/volumes", "/containers/0/volumeMounts"] {
-            at(pod, list)?.as_array_mut().ok_or("template")?.retain(|item| item["name"] != "gracekeeper");
+            at(pod, list)?.as_array_mut().ok_or("template")?.retain(|item| item["name"] != "gracekeeper-bin");
         }
         let container = at(pod, "/containers/0")?;
         remove(container, "command");
@@ -140,6 +140,12 @@ fn fill(
     for (name, value) in timings.env {
         env.retain(|item| item["name"] != name);
         env.push([("name", Value::from(name)), ("value", unexpanded(&value).into())].into_iter().collect());
+    }
+    // The rest of the table, empty, which is not set: an image's ENV would choose it otherwise.
+    for option in OPTIONS {
+        if !env.iter().any(|item| item["name"] == option.variable) {
+            env.push([("name", Value::from(option.variable))].into_iter().collect());
+        }
     }
     Ok(())
 }

@@ -117,6 +117,8 @@ fn every_number_of_a_level_in_k8s_is_the_profiles() {
             let text = text(&format!("k8s/components/{level}/{file}"));
             for line in text.lines() {
                 let Some((name, value)) = line.trim().split_once(": ") else { continue };
+                // An entry of the environment.
+                let value = value.split_once(", value: ").map_or(value, |(_, value)| value.trim_end_matches('}'));
                 let (row, unit) = match name {
                     "activeDeadlineSeconds" => ("active_deadline_seconds", ""),
                     "terminationGracePeriodSeconds" => ("grace", "s"),

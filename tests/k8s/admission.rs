@@ -6,6 +6,7 @@ use super::manifests::{build, documents, folder, object, profiles};
 use super::policy::{Policy, ill_typed, value};
 use super::support::has;
 use super::verb::{TASK, good};
+use gracekeeper::settings::table::OPTIONS;
 use serde_json::{Value, json};
 
 /// A Job as its CronJob would hold it.
@@ -16,13 +17,19 @@ fn cron(job: &Value) -> Value {
     })
 }
 
-/// A Job with a change: a pointer to what holds the key, the key, the new value (null takes it away).
+/// A Job with a change: a pointer to what holds the key, the key, the new value (null takes it away). In a list of named items `set`
+/// puts one in the place of its namesake and `drop` takes one away; any other word adds one.
 fn changed(job: &Value, changes: &[(&str, &str, Value)]) -> Value {
     let mut job = job.clone();
     for (pointer, key, value) in changes {
         let holder = job.pointer_mut(pointer).unwrap_or_else(|| panic!("no {pointer}"));
         match (holder, key.parse::<usize>()) {
             (Value::Array(list), Ok(at)) => list[at] = value.clone(),
+            (Value::Array(list), Err(_)) if *key == "drop" => list.retain(|item| item["name"] != *value),
+            (Value::Array(list), Err(_)) if *key == "set" => {
+                list.retain(|item| item["name"] != value["name"]);
+                list.push(value.clone());
+            }
             (Value::Array(list), Err(_)) => list.push(value.clone()),
             (Value::Object(map), _) if value.is_null() => drop(map.remove(*key)),
             (holder, _) => holder[*key] = value.clone(),
@@ -36,20 +43,24 @@ const POD: &str = "/spec/template/spec";
 const MAIN: &str = "/spec/template/spec/containers/0";
 const ENV: &str = "/spec/template/spec/containers/0/env";
 const INIT: &str = "/spec/template/spec/initContainers/0";
+const INIT_MOUNTS: &str = "/spec/template/spec/initContainers/0/volumeMounts";
 const INITS: &str = "/spec/template/spec/initContainers";
 const CONTAINERS: &str = "/spec/template/spec/containers";
 const MOUNTS: &str = "/spec/template/spec/containers/0/volumeMounts";
 const LABELS: &str = "/spec/template/metadata/labels";
 
 fn env(name: &str, value: &str) -> (&'static str, &'static str, Value) {
-    (ENV, "add", json!({"name": name, "value": value}))
+    (ENV, "set", json!({"name": name, "value": value}))
 }
 
-/// The high level's Job without its timings in the environment: 90 + 5 + 10 of 120 s, 5 of 5.
+/// The high level's Job with no timing of its own in the environment: 90 + 5 + 10 of 120 s, 5 of 5.
 fn plain() -> Value {
     let mut job = good(TASK, &["--image", "busybox", "--risk", "high"]);
-    let env = job.pointer_mut(ENV).unwrap().as_array_mut().unwrap();
-    env.retain(|v| !["INTERNAL_TIMEOUT", "GRACE_PERIOD"].contains(&v["name"].as_str().unwrap()));
+    for item in job.pointer_mut(ENV).unwrap().as_array_mut().unwrap() {
+        if ["INTERNAL_TIMEOUT", "GRACE_PERIOD"].contains(&item["name"].as_str().unwrap()) {
+            item.as_object_mut().unwrap().remove("value");
+        }
+    }
     job
 }
 
@@ -118,12 +129,55 @@ fn a_job_that_stays_inside_its_clocks_is_admitted() {
             env("GRACE_PERIOD", "4s"),
             (JOB, "activeDeadlineSeconds", json!(59)),
         ],
-        vec![(ENV, "0", json!({"name": "RISK_LEVEL", "value": "high"}))],
+        vec![env("RISK_LEVEL", "high")],
         vec![(MAIN, "image", json!("anything@sha256:00"))],
+        // Where the job's own is harmless.
+        vec![(MAIN, "envFrom", json!([{"configMapRef": {"name": "c"}}]))],
+        vec![
+            (MAIN, "command", Value::Null),
+            entrypoint_image(),
+            (MAIN, "args", json!(["echo", "$(OPT)", "--timeout"])),
+        ],
+        vec![(MAIN, "command", Value::Null), entrypoint_image(), (MAIN, "args", json!(["--", "$(OPT)"]))],
+        vec![(MOUNTS, "0", json!({"name": "tmp", "mountPath": "/gracekeeper-data", "subPath": "x"}))],
+        vec![(MOUNTS, "0", json!({"name": "tmp", "mountPath": "/opt/..data/.gk/x"}))],
+        vec![(MAIN, "volumeDevices", json!([{"name": "d", "devicePath": "/dev/xvda"}]))],
+        vec![(POD, "hostPID", json!(false)), (POD, "shareProcessNamespace", json!(false))],
+        vec![env("HARD_LIMIT", "9s"), env("WORKLOAD_NETWORK", "deny")],
         vec![(INIT, "image", json!("gracekeeper-scratch@sha256:00"))],
     ] {
         assert_eq!(refusals(&jobs, &cronjobs, &changed(&job, &changes)), [""; 0], "{changes:?}");
     }
+}
+
+fn entrypoint_image() -> (&'static str, &'static str, Value) {
+    (MAIN, "image", json!("gracekeeper-evaluation:1"))
+}
+
+/// What a Job leaves to its image's ENV, or to envFrom, is refused, each option by the table.
+#[test]
+fn no_option_is_left_to_the_image() {
+    if !has("kubectl") {
+        return;
+    }
+    let (jobs, cronjobs) = (Policy::read("jobs"), Policy::read("cronjobs"));
+    let listed = jobs.spec["variables"].as_array().unwrap().iter().find(|v| v["name"] == "options").unwrap();
+    let variables: Vec<&str> = OPTIONS.iter().map(|o| o.variable).collect();
+    assert_eq!(jobs.evaluate(&listed["expression"], &[]).unwrap(), value(&json!(variables)));
+    for variable in variables {
+        for more in [
+            vec![],
+            vec![(MAIN, "envFrom", json!([{"configMapRef": {"name": "c"}}]))],
+            vec![(MAIN, "command", Value::Null), entrypoint_image()],
+        ] {
+            let changes = [vec![(ENV, "drop", json!(variable))], more].concat();
+            let told = refusals(&jobs, &cronjobs, &changed(&plain(), &changes));
+            assert!(told.iter().any(|m| m.contains("every option's variable")), "{variable}: {told:?}");
+            assert!(!told.iter().any(|m| m.starts_with("error")), "{variable}: {told:?}");
+        }
+    }
+    let told = refusals(&jobs, &cronjobs, &changed(&plain(), &[(MAIN, "env", Value::Null)]));
+    assert!(told.iter().any(|m| m.contains("every option's variable")), "{told:?}");
 }
 
 #[test]
@@ -138,9 +192,11 @@ fn contradictions_and_ways_around_are_refused() {
     let entrypoint = |image: &str, args: Value| {
         vec![(MAIN, "command", Value::Null), (MAIN, "image", json!(image)), (MAIN, "args", args)]
     };
-    let writer = |image: &str, args: Value| json!({"name": "w", "image": image, "args": args, "volumeMounts": [{"name": "gracekeeper", "mountPath": "/y"}]});
+    let writer = |image: &str, args: Value| json!({"name": "w", "image": image, "args": args, "volumeMounts": [{"name": "gracekeeper-bin", "mountPath": "/y"}]});
+    let mount = |path: &str| vec![(MOUNTS, "0", json!({"name": "tmp", "mountPath": path, "subPath": "x"}))];
+    let device = |path: &str| vec![(MAIN, "volumeDevices", json!([{"name": "d", "devicePath": path}]))];
+    let without_command = |changes: Vec<_>| [entrypoint("gracekeeper-evaluation:1", json!(["echo"])), changes].concat();
     let mut seen = std::collections::HashSet::new();
-    let five = ["RISK_LEVEL", "INTERNAL_TIMEOUT", "GRACE_PERIOD", "HARD_LIMIT"];
     for (changes, message) in [
         // The clocks.
         (vec![env("INTERNAL_TIMEOUT", "106")], "activeDeadlineSeconds is shorter than"),
@@ -165,39 +221,32 @@ fn contradictions_and_ways_around_are_refused() {
         (vec![env("INTERNAL_TIMEOUT", "$(OTHER)")], "are durations"),
         (vec![env("GRACE_PERIOD", "0s")], "are durations"),
         // Where a clock could come from unseen.
-        (vec![env("INTERNAL_TIMEOUT", "9"), env("INTERNAL_TIMEOUT", "999")], "set twice"),
+        (
+            vec![env("INTERNAL_TIMEOUT", "9"), (ENV, "add", json!({"name": "INTERNAL_TIMEOUT", "value": "999"}))],
+            "set twice",
+        ),
+        (vec![(ENV, "add", json!({"name": "WORKLOAD_NETWORK", "value": "allow"}))], "set twice"),
         (
             vec![(
                 ENV,
-                "add",
+                "set",
                 json!({"name": "HARD_LIMIT", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}}),
             )],
             "comes from elsewhere",
         ),
-        (vec![(MAIN, "envFrom", json!([{"configMapRef": {"name": "c"}}]))], "with envFrom"),
-        (
-            [
-                vec![(MAIN, "envFrom", json!([{"configMapRef": {"name": "c"}}]))],
-                five[1..].iter().map(|n| env(n, "1")).collect(),
-            ]
-            .concat(),
-            "with envFrom",
-        ),
+        (vec![(ENV, "drop", json!("HARD_LIMIT"))], "every option's variable"),
         // The level.
         (vec![(LABELS, "risk-level", Value::Null)], "the label risk-level"),
         (vec![(LABELS, "risk-level", json!("none"))], "the label risk-level"),
         (vec![("/spec/template", "metadata", Value::Null)], "the label risk-level"),
-        (vec![(ENV, "0", json!({"name": "RISK_LEVEL", "value": "low"}))], "has to be the label"),
+        (vec![env("RISK_LEVEL", "low")], "has to be the label"),
+        (vec![(ENV, "set", json!({"name": "RISK_LEVEL"}))], "has to be the label"),
         (
             vec![(
                 ENV,
-                "0",
+                "set",
                 json!({"name": "RISK_LEVEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['x']"}}}),
             )],
-            "has to be the label",
-        ),
-        (
-            vec![(ENV, "0", json!({"name": "X", "value": "y"})), (LABELS, "risk-level", json!("critical"))],
             "has to be the label",
         ),
         // Without the supervisor.
@@ -213,6 +262,8 @@ fn contradictions_and_ways_around_are_refused() {
         (entrypoint("other/gracekeeper-evaluation:1", json!(["echo"])), "must begin with"),
         (entrypoint("gracekeeper-evaluation:1", json!(["--timeout=9h", "echo"])), "not in args"),
         (entrypoint("gracekeeper-evaluation:1", json!(["run", "--timeout=9h", "echo"])), "not in args"),
+        (entrypoint("gracekeeper-evaluation:1", json!(["$(OPT)", "echo"])), "not in args"),
+        (entrypoint("gracekeeper-evaluation:1", json!(["x$(OPT)"])), "not in args"),
         (vec![(POD, "initContainers", Value::Null)], "an init container of gracekeeper's image"),
         (vec![(INIT, "image", json!("busybox"))], "an init container of gracekeeper's image"),
         (
@@ -220,14 +271,55 @@ fn contradictions_and_ways_around_are_refused() {
             "an init container of gracekeeper's image",
         ),
         (vec![(INIT, "args", json!(["install", "/gk/other"]))], "an init container of gracekeeper's image"),
-        (vec![(POD, "volumes", json!([{"name": "gracekeeper", "hostPath": {"path": "/"}}]))], "an init container of"),
-        (vec![(MOUNTS, "1", json!({"name": "gracekeeper", "mountPath": "/gk"}))], "mounted at /gk, read-only"),
-        (vec![(MOUNTS, "0", json!({"name": "tmp", "mountPath": "/gk/gracekeeper"}))], "mounted at /gk, read-only"),
-        (vec![(MOUNTS, "0", json!({"name": "tmp", "mountPath": "/gk/"}))], "mounted at /gk, read-only"),
         (
-            vec![(MOUNTS, "1", json!({"name": "gracekeeper", "mountPath": "/gk", "readOnly": true, "subPath": "x"}))],
+            vec![(POD, "volumes", json!([{"name": "gracekeeper-bin", "hostPath": {"path": "/"}}]))],
+            "an init container of",
+        ),
+        // The image that installs, with another binary in the place of its own, or something beside it.
+        (
+            vec![(INIT_MOUNTS, "add", json!({"name": "tmp", "mountPath": "/gracekeeper", "subPath": "x"}))],
+            "an init container of",
+        ),
+        (vec![(INIT, "volumeDevices", json!([{"name": "d", "devicePath": "/x"}]))], "an init container of"),
+        (vec![(INIT, "restartPolicy", json!("Always"))], "an init container of"),
+        (vec![(INIT, "lifecycle", json!({"postStart": {"exec": {"command": ["/y"]}}}))], "an init container of"),
+        (vec![(INIT_MOUNTS, "0", json!({"name": "tmp", "mountPath": "/gk"}))], "an init container of"),
+        (
+            vec![(INIT_MOUNTS, "add", json!({"name": "tmp", "mountPath": "/gracekeeper", "subPath": "x"}))],
+            "may write to the volume",
+        ),
+        (vec![(MOUNTS, "1", json!({"name": "gracekeeper-bin", "mountPath": "/gk"}))], "mounted at /gk, read-only"),
+        (
+            vec![(
+                MOUNTS,
+                "1",
+                json!({"name": "gracekeeper-bin", "mountPath": "/gk", "readOnly": true, "subPath": "x"}),
+            )],
             "mounted at /gk, read-only",
         ),
+        // Another binary in the place of ours.
+        (mount("/gk/gracekeeper"), "nothing else is mounted over"),
+        (mount("/gk/"), "nothing else is mounted over"),
+        (mount("/x/../gk"), "nothing else is mounted over"),
+        (mount("/"), "nothing else is mounted over"),
+        (device("/gk/gracekeeper"), "nothing else is mounted over"),
+        (without_command(mount("/gracekeeper")), "nothing else is mounted over"),
+        (without_command(mount("//gracekeeper/")), "nothing else is mounted over"),
+        (without_command(mount("gracekeeper")), "nothing else is mounted over"),
+        (without_command(mount("/.")), "nothing else is mounted over"),
+        (without_command(device("/gracekeeper")), "nothing else is mounted over"),
+        (
+            without_command(vec![(
+                MOUNTS,
+                "1",
+                json!({"name": "gracekeeper-bin", "mountPath": "/gracekeeper", "readOnly": true, "subPath": "x"}),
+            )]),
+            "nothing else is mounted over",
+        ),
+        // Not PID 1.
+        (vec![(POD, "hostPID", json!(true))], "that it is PID 1"),
+        (vec![(POD, "shareProcessNamespace", json!(true))], "that it is PID 1"),
+        (without_command(vec![(POD, "shareProcessNamespace", json!(true))]), "that it is PID 1"),
         (vec![(INITS, "add", writer("busybox", json!(["install", "/gk/gracekeeper"])))], "may write to the volume"),
         (vec![(INITS, "add", writer("gracekeeper-scratch:0.1.0", json!(["--", "/y/sh"])))], "may write to the volume"),
         (vec![(CONTAINERS, "add", writer("gracekeeper-evaluation:0.1.0", json!(["sh"])))], "may write to the volume"),

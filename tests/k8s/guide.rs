@@ -3,11 +3,13 @@
 
 use super::images::{Images, run};
 use super::support::{BINARY, has, records};
+use gracekeeper::settings::table::OPTIONS;
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The fenced blocks of a language.
@@ -70,21 +72,22 @@ struct Server {
 const NAME: &str = "exec-task-001-1c9a4f02";
 
 impl Server {
-    fn start(message: &str) -> Self {
+    /// The Job's end: `Complete` or `Failed`, told from its third look on.
+    fn start(message: &str, end: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let deleted = Arc::new(Mutex::new(Vec::new()));
-        let (message, kept) = (message.to_owned(), Arc::clone(&deleted));
+        let (message, kept, looks) = (message.to_owned(), Arc::clone(&deleted), AtomicU32::new(0));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                answer(stream, &message, &kept);
+                answer(stream, &message, &kept, &|| if looks.fetch_add(1, Ordering::Relaxed) < 2 { "" } else { end });
             }
         });
         Self { port, deleted }
     }
 }
 
-fn answer(stream: TcpStream, message: &str, deleted: &Mutex<Vec<String>>) {
+fn answer(stream: TcpStream, message: &str, deleted: &Mutex<Vec<String>>, end: &dyn Fn() -> &'static str) {
     let mut reader = BufReader::new(stream);
     let mut request = String::new();
     if reader.read_line(&mut request).is_err() {
@@ -106,7 +109,7 @@ fn answer(stream: TcpStream, message: &str, deleted: &Mutex<Vec<String>>) {
     if method == "DELETE" {
         deleted.lock().unwrap().push(format!("{path} {}", String::from_utf8_lossy(&body)));
     }
-    let (status, kind, text) = response(path, query, message);
+    let (status, kind, text) = response(path, query, message, end);
     let mut stream = reader.into_inner();
     let _ = write!(
         stream,
@@ -115,7 +118,12 @@ fn answer(stream: TcpStream, message: &str, deleted: &Mutex<Vec<String>>) {
     );
 }
 
-fn response(path: &str, query: &str, message: &str) -> (&'static str, &'static str, String) {
+fn response(
+    path: &str,
+    query: &str,
+    message: &str,
+    end: &dyn Fn() -> &'static str,
+) -> (&'static str, &'static str, String) {
     let resources = |group: &str, name: &str, kind: &str| {
         let verbs = json!(["get", "list", "watch", "delete"]);
         let resource = json!({"name": name, "namespaced": true, "kind": kind, "verbs": verbs});
@@ -123,11 +131,16 @@ fn response(path: &str, query: &str, message: &str) -> (&'static str, &'static s
     };
     let labels = json!({"job-name": NAME, "taskId": "task-001"});
     let metadata = |name: &str| json!({"name": name, "namespace": "default", "labels": labels, "uid": "1", "resourceVersion": "1"});
-    let job = json!({
-        "kind": "Job", "apiVersion": "batch/v1", "metadata": metadata(NAME),
-        "spec": {"selector": {"matchLabels": {"job-name": NAME}}, "template": {"spec": {"containers": []}}},
-        "status": {"conditions": [{"type": "Complete", "status": "True"}], "completedIndexes": "0,2-9", "failedIndexes": "1"},
-    });
+    let job = |end: &str| {
+        json!({
+            "kind": "Job", "apiVersion": "batch/v1", "metadata": metadata(NAME),
+            "spec": {"selector": {"matchLabels": {"job-name": NAME}}, "template": {"spec": {"containers": []}}},
+            "status": {
+                "conditions": if end.is_empty() { json!([{"type": "Suspended", "status": "False"}]) } else { json!([{"type": end, "status": "True"}]) },
+                "completedIndexes": "0,2-9", "failedIndexes": "1",
+            },
+        })
+    };
     let terminated = json!({"exitCode": 0, "message": message, "reason": "Completed"});
     let containers = json!([{"name": "evaluation", "image": "busybox"}]);
     let pod = json!({
@@ -149,15 +162,15 @@ fn response(path: &str, query: &str, message: &str) -> (&'static str, &'static s
         "/apis/batch/v1" => resources("batch/v1", "jobs", "Job"),
         "/apis/batch/v1/namespaces/default/jobs" => {
             let named = asked("taskId=task-001") || asked(&format!("metadata.name={NAME}"));
-            list("JobList", "batch/v1", &job, named)
+            list("JobList", "batch/v1", &job("Complete"), named)
         }
-        "/apis/batch/v1/namespaces/default/jobs/evaluation-indexed" => job,
+        "/apis/batch/v1/namespaces/default/jobs/evaluation-indexed" => job("Complete"),
         "/api/v1/namespaces/default/pods" => list("PodList", "v1", &pod, asked(&format!("job-name={NAME}"))),
         "/api/v1/namespaces/default/pods/the-pod" => pod,
         "/api/v1/namespaces/default/pods/the-pod/log" if query.contains("container=evaluation") => {
             return ("200 OK", "text/plain", "Hello World\n".into());
         }
-        _ if path == format!("/apis/batch/v1/namespaces/default/jobs/{NAME}") => job,
+        _ if path == format!("/apis/batch/v1/namespaces/default/jobs/{NAME}") => job(end()),
         _ => {
             let status =
                 json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404});
@@ -178,17 +191,17 @@ fn the_commands_of_the_guide_get_the_verdict() {
     let ran = Command::new(BINARY).arg("--termination-log").arg(&log).args(["--", "true"]).output().unwrap();
     assert!(ran.status.success());
     let message = std::fs::read_to_string(&log).unwrap();
-    let server = Server::start(&message);
+    let server = Server::start(&message, "Complete");
     let config = root.path().join("config");
-    std::fs::write(
-        &config,
-        format!(
+    let point_at = |server: &Server| {
+        let text = format!(
             "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
              users: [{{name: u, user: {{}}}}], clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:{}'}}}}]}}",
             server.port
-        ),
-    )
-    .unwrap();
+        );
+        std::fs::write(&config, text).unwrap();
+    };
+    point_at(&server);
     let sh = |script: &str| -> String {
         let script = format!("JOB={NAME}\n{script}");
         let mut command = Command::new("timeout");
@@ -201,9 +214,18 @@ fn the_commands_of_the_guide_get_the_verdict() {
         assert_eq!(found.len(), 1, "one block with {marker}");
         found[0]
     };
-    let told = sh(&format!("{}echo JOB=$JOB", block("kubectl wait")));
-    assert!(told.contains("condition met") && told.contains("Hello World\n"), "{told}");
-    assert!(told.ends_with(&format!("JOB={NAME}\n")), "{told}");
+    // Whichever way it ends, the log is read at once: a Job that failed early is gone when its TTL is over.
+    let wait = block("until ");
+    for end in ["Failed", "Complete"] {
+        let ends = Server::start(&message, end);
+        point_at(&ends);
+        assert_eq!(sh(&format!("{wait}echo JOB=$JOB")), format!("{end}\nHello World\nJOB={NAME}\n"));
+    }
+    point_at(&server);
+    // A Job that is gone is not waited for.
+    let gone = wait.lines().skip(1).collect::<Vec<_>>().join("\n").replace("kubectl logs", "echo kubectl logs");
+    let told = sh(&format!("JOB=gone\n{gone} && echo over"));
+    assert!(told.ends_with("over\n"), "{told}");
     let told = sh(block("terminated.message"));
     let (found, code) = told.split_at(message.len());
     assert_eq!((found, code), (message.as_str(), "0"), "the message to the byte, then the exit code");
@@ -216,4 +238,29 @@ fn the_commands_of_the_guide_get_the_verdict() {
     // The task of the guide is one that the verb takes.
     let task = block("gracekeeper job").lines().next().unwrap().replace(" > task.json", "");
     super::verb::good(&sh(&task), &["--image", "busybox:stable", "--risk", "high"]);
+}
+
+/// What the guide says of every option's variable and of the Job's own numbers.
+#[test]
+fn the_guide_names_every_variable_and_the_slack_of_every_deadline() {
+    let guide = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kubernetes.md")).unwrap();
+    let (_, withheld) = guide.split_once("never sees gracekeeper's own variables").unwrap();
+    let (withheld, _) = withheld.split_once("\n* ").unwrap();
+    for option in OPTIONS {
+        assert!(withheld.contains(&format!("`{}`", option.variable)), "{}", option.variable);
+    }
+    if !has("kubectl") {
+        return;
+    }
+    let profiles = super::manifests::profiles();
+    let seconds = |level: &str, key: &str| super::manifests::seconds(&profiles[level][key]);
+    let slack = ["low", "medium", "high", "critical"].map(|level| {
+        let ends = seconds(level, "timeout") + seconds(level, "hard") + seconds(level, "scrub_budget");
+        let left = profiles[level]["active_deadline_seconds"].as_u64().unwrap() - ends;
+        format!("{left} s at {level}")
+    });
+    let [low, medium, high, critical] = slack;
+    assert!(guide.replace('\n', " ").contains(&format!("{low}, {medium}, {high} and {critical}")), "{high}");
+    let job = super::manifests::object("base", "Job");
+    assert!(guide.contains(&format!("`ttlSecondsAfterFinished` ({})", job["spec"]["ttlSecondsAfterFinished"])));
 }

@@ -11,10 +11,18 @@ pub struct Images {
 }
 
 /// An image that never heard of gracekeeper: a name of the manifests, its ENTRYPOINT as docker's change, whether with python.
-const FOREIGN: [(&str, &str, bool); 3] = [
+const FOREIGN: [(&str, &str, bool); 4] = [
     ("busybox:stable", "CMD [\"sh\"]", false),
     ("greeter:1", "ENTRYPOINT [\"/bin/echo\", \"Hello\"]", false),
     ("python:3-slim", "CMD [\"python3\"]", true),
+    // Every weakening that an ENV could be.
+    (
+        "weakened:1",
+        "ENV RISK_LEVEL=low INTERNAL_TIMEOUT=9m GRACE_PERIOD=9m SOFT_LIMIT=299s HARD_LIMIT=300s SCRUB_BUDGET=365m \
+         SHUTDOWN_MONITORING=off AUDIT_LEVEL=basic AUDIT_REQUIRED=no ADAPTIVE_GRACE=no WORKLOAD_ENV=inherit \
+         WORKLOAD_NETWORK=allow WORKLOAD_FILESYSTEM=guard LOG_LEVEL=INFO",
+        false,
+    ),
 ];
 
 impl Images {

@@ -113,7 +113,7 @@ fn the_overlays_say_what_the_binary_and_the_verb_say() {
 }
 
 /// Strictly against the schemas of the API, several versions of it; the result by (kind/name, version).
-fn validate(objects: &[Value], versions: &[&str]) -> Result<(), String> {
+pub fn validate(objects: &[Value], versions: &[&str]) -> Result<(), String> {
     let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
     // JSON is YAML.
     let text: Vec<String> = objects.iter().map(Value::to_string).collect();

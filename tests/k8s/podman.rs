@@ -124,7 +124,7 @@ impl Play {
 impl Drop for Play {
     fn drop(&mut self) {
         let _ = podman(&self.config()).args(["pod", "rm", "-f", &self.name]).output();
-        for volume in ["tmp", "gracekeeper"] {
+        for volume in ["tmp", "gracekeeper-bin"] {
             let _ = podman(&self.config()).args(["volume", "rm", "-f", &format!("{}-{volume}", self.name)]).output();
         }
         let _ = podman(&self.config()).arg("rmi").args(&self.images).output();

@@ -240,6 +240,31 @@ fn every_overlay_is_killed() {
     LEVELS.iter().for_each(|level| is_killed(&images, level));
 }
 
+/// An image that sets every option otherwise changes none of a Job's.
+#[test]
+fn an_images_env_weakens_nothing() {
+    let Some(images) = engine() else { return };
+    let mut job = with_command(&object("overlays/critical", "Job"), &["sh", "-c", "exit 7"]);
+    job["spec"]["template"]["spec"]["containers"][0]["image"] = json!("weakened:1");
+    let ended = start(&images, &job).wait(LONG);
+    check(&job, "critical", &ended, 7, "nonzero_exit");
+    let limits =
+        json!({"timeout_ms": 55000, "grace_ms": 2000, "soft_ms": 1000, "hard_ms": 2000, "scrub_budget_ms": 2000});
+    assert_eq!(ended.records[0]["limits"], limits);
+    assert_eq!(ended.records[0]["overrides"], json!(["audit-required"]), "the manifests' own");
+    for step in ["network_deny", "monitoring"] {
+        assert_eq!(ended.seal()["enforcement"][step], "enforced", "{ended:#?}");
+    }
+    // Control: where the Job leaves them out they are the image's, and the record says which are not the level's.
+    let env = job["spec"]["template"]["spec"]["containers"][0]["env"].as_array_mut().unwrap();
+    env.retain(|v| v.get("value").is_some() || v.get("valueFrom").is_some());
+    let ended = start(&images, &job).wait(LONG);
+    assert_eq!(ended.code, 7, "{ended:#?}");
+    let started = &ended.records[0];
+    assert_eq!((&started["risk_level"], &started["limits"]["hard_ms"]), (&json!("critical"), &json!(300_000)));
+    assert!(started["overrides"].as_array().unwrap().contains(&json!("network")), "{started:#}");
+}
+
 /// A read-only root and no volume: the record on stderr, the scrub skipped, nothing else different.
 #[test]
 fn nothing_writable_is_needed() {
