@@ -19,6 +19,12 @@ pub fn used() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
+/// The CPU time that all threads of this process have used.
+#[must_use]
+pub fn used_by_all() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
 /// The time since the machine booted, sleep included: what `/proc/PID/stat` counts a start time in.
 #[must_use]
 pub fn since_boot() -> Duration {
@@ -90,4 +96,10 @@ pub fn continue_at(at: Instant) -> Result<Timer, Errno> {
 pub fn pause(duration: Duration) {
     let mut timer = timer(duration).map(|timer| PollFd::new(timer, PollFlags::POLLIN));
     let _ = nix::poll::ppoll(timer.as_mut_slice(), Some(TimeSpec::from_duration(duration)), None);
+}
+
+/// The same for any other thread, which has no timer. What it waits longer by (`timer`) it inherited, and is taken back first.
+pub fn pause_beside(duration: Duration) {
+    exact();
+    let _ = nix::poll::ppoll(&mut [], Some(TimeSpec::from_duration(duration)), None);
 }

@@ -7,6 +7,17 @@ use crate::switches::without;
 use nix::errno::Errno;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
+
+/// A CPU quota (CFS bandwidth control, cgroups(7)): what all processes of the cgroup may use together of each period. Who has used it
+/// up does not run before the next one begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Quota {
+    /// In thousandths of a CPU.
+    pub milli: u64,
+    /// The period.
+    pub period: Duration,
+}
 
 /// What the quota calls for.
 // There is one value in a run: its size does not matter.
@@ -31,7 +42,7 @@ impl Share {
     /// Reads the quota and the allowed CPUs.
     #[must_use]
     pub fn read() -> Self {
-        quota().map_or(Self::Free, |quota| allowed().map_or(Self::Tight, |set| Self::decide(quota, &set)))
+        quota().map_or(Self::Free, |quota| allowed().map_or(Self::Tight, |set| Self::decide(quota.milli, &set)))
     }
 
     fn decide(quota_milli: u64, set: &libc::cpu_set_t) -> Self {
@@ -95,18 +106,18 @@ pub fn available() -> u64 {
         // SAFETY: CPU_COUNT only reads the set.
         u64::try_from(unsafe { libc::CPU_COUNT(&set) }).unwrap_or(1)
     });
-    quota().unwrap_or(u64::MAX).min(cpus.saturating_mul(1000))
+    quota().map_or(u64::MAX, |quota| quota.milli).min(cpus.saturating_mul(1000))
 }
 
 /// The quota in force, read once: the container's, which a workload cannot change.
-fn quota() -> Option<u64> {
-    static QUOTA: OnceLock<Option<u64>> = OnceLock::new();
+pub fn quota() -> Option<Quota> {
+    static QUOTA: OnceLock<Option<Quota>> = OnceLock::new();
     *QUOTA.get_or_init(|| tightest(procfile::own_cgroup()?, Path::new("/sys/fs/cgroup")))
 }
 
-/// The tightest quota along the visible path, in thousandths of a CPU (cgroups(7)).
-fn tightest(own: &str, mount: &Path) -> Option<u64> {
-    let mut found = None::<u64>;
+/// The tightest quota along the visible path (cgroups(7)).
+fn tightest(own: &str, mount: &Path) -> Option<Quota> {
+    let mut found = None::<Quota>;
     for line in own.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
@@ -120,7 +131,7 @@ fn tightest(own: &str, mount: &Path) -> Option<u64> {
         for root in roots {
             // A path that is not visible here (no cgroup namespace) simply gives no files until the mount's root.
             let along = Path::new(path.trim_start_matches('/')).ancestors().map(|dir| limit(&root.join(dir)));
-            let seen: Vec<Option<u64>> = along.flatten().collect();
+            let seen: Vec<Option<Quota>> = along.flatten().collect();
             found = found.into_iter().chain(seen.iter().copied().flatten()).min();
             if !seen.is_empty() {
                 // The second name, where there is one, is a link to the first.
@@ -131,27 +142,28 @@ fn tightest(own: &str, mount: &Path) -> Option<u64> {
     found
 }
 
-/// What one directory says: nothing, no limit, or a limit in thousandths of a CPU.
-type Limit = fn(&Path) -> Option<Option<u64>>;
+/// What one directory says: nothing, no limit, or a limit.
+type Limit = fn(&Path) -> Option<Option<Quota>>;
 
-fn limit_v2(dir: &Path) -> Option<Option<u64>> {
+fn limit_v2(dir: &Path) -> Option<Option<Quota>> {
     let line = procfile::text(&dir.join("cpu.max"))?;
     let mut words = line.split_whitespace();
-    Some(thousandths(words.next(), words.next()))
+    Some(in_microseconds(words.next(), words.next()))
 }
 
-fn limit_v1(dir: &Path) -> Option<Option<u64>> {
+fn limit_v1(dir: &Path) -> Option<Option<Quota>> {
     let quota = procfile::text(&dir.join("cpu.cfs_quota_us"))?;
     if quota.starts_with('-') {
         return Some(None);
     }
-    Some(thousandths(Some(&quota), procfile::text(&dir.join("cpu.cfs_period_us")).as_deref()))
+    Some(in_microseconds(Some(&quota), procfile::text(&dir.join("cpu.cfs_period_us")).as_deref()))
 }
 
 /// "max" (v2) and "-1" (v1) are no quota.
-fn thousandths(quota: Option<&str>, period: Option<&str>) -> Option<u64> {
+fn in_microseconds(quota: Option<&str>, period: Option<&str>) -> Option<Quota> {
     let quota: u64 = quota?.trim().parse().ok()?;
-    quota.checked_mul(1000)?.checked_div(period?.trim().parse().ok()?)
+    let period: u64 = period?.trim().parse().ok()?;
+    Some(Quota { milli: quota.checked_mul(1000)?.checked_div(period)?, period: Duration::from_micros(period) })
 }
 
 #[cfg(test)]
@@ -186,12 +198,13 @@ mod tests {
         std::fs::write(deep.join("cpu.max"), "max 100000\n").unwrap();
         assert_eq!(tightest("0::/a/b\n", dir.path()), None);
         std::fs::write(dir.path().join("a/cpu.max"), "50000 100000\n").unwrap();
-        assert_eq!(tightest("0::/a/b\n", dir.path()), Some(500));
+        let quota = |milli, ms| Some(Quota { milli, period: Duration::from_millis(ms) });
+        assert_eq!(tightest("0::/a/b\n", dir.path()), quota(500, 100));
         let v1 = dir.path().join("cpu,cpuacct");
         std::fs::create_dir_all(&v1).unwrap();
         std::fs::write(v1.join("cpu.cfs_quota_us"), "20000\n").unwrap();
-        std::fs::write(v1.join("cpu.cfs_period_us"), "100000\n").unwrap();
-        assert_eq!(tightest("3:cpu,cpuacct:/docker/x\n0::/a/b\n", dir.path()), Some(200));
+        std::fs::write(v1.join("cpu.cfs_period_us"), "50000\n").unwrap();
+        assert_eq!(tightest("3:cpu,cpuacct:/docker/x\n0::/a/b\n", dir.path()), quota(400, 50));
     }
 
     #[test]

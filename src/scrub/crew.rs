@@ -5,10 +5,11 @@
 
 use super::leftovers::{Before, Cleared};
 use super::node::{Node, Settled, UNCHANGED};
+use super::pace::Pace;
 use super::targets::{Source, Target};
 use super::walk;
 use super::zero::Zeroed;
-use crate::kernel::{clock, files};
+use crate::kernel::{clock, cpu, files};
 use crate::machine::types::Instant;
 use crate::switches::without;
 use nix::errno::Errno;
@@ -241,6 +242,7 @@ pub struct Crew {
     stack: Mutex<Stack>,
     bell: Condvar,
     until_ns: AtomicU64,
+    pace: Pace,
     most: AtomicUsize,
     /// How many `most` may become: one that hangs is made up for.
     limit: usize,
@@ -308,6 +310,7 @@ impl Crew {
             stack: Mutex::new(Stack { work, busy: 0 }),
             bell: Condvar::new(),
             until_ns: AtomicU64::new(nanos(until)),
+            pace: Pace::new(cpu::quota().filter(|_| !without("pace"))),
             most: AtomicUsize::new(most),
             // With the limit used up what is in memory goes first, and one after the other.
             limit: if short { most } else { most.saturating_add(SPARE_WORKERS) },
@@ -412,6 +415,14 @@ impl Crew {
             self.expired.store(true, Ordering::Relaxed);
         }
         over
+    }
+
+    /// The same between two steps of the work: with a quota to keep to, it may wait first (`pace`).
+    pub fn is_over_in_step(&self) -> bool {
+        if self.pace.is_kept() && !self.is_stopped() {
+            self.pace.keep(Instant(Duration::from_nanos(self.until_ns.load(Ordering::Relaxed))));
+        }
+        self.is_over()
     }
 
     /// Whether the caller may have a large buffer: who asks first may, and nobody after.

@@ -53,7 +53,7 @@ impl<'a> Worker<'a> {
     pub fn perform(&mut self, work: Work) {
         match work {
             Work::Leftovers(mut before) => {
-                let cleared = before.clear(&|| self.crew.is_over());
+                let cleared = before.clear(&|| self.crew.is_over_in_step());
                 *self.crew.leftovers() = Some(cleared);
                 if cleared.cut_off {
                     self.crew.push_last(Work::Leftovers(before));
@@ -81,7 +81,7 @@ impl<'a> Worker<'a> {
     /// Looks at the clock at first and then every few calls: one costs as much as a tenth of an unlink.
     pub(super) fn is_over(&mut self) -> bool {
         self.since_check = self.since_check.wrapping_add(1);
-        self.crew.is_stopped() || (self.since_check.is_multiple_of(16) && self.crew.is_over())
+        self.crew.is_stopped() || (self.since_check.is_multiple_of(16) && self.crew.is_over_in_step())
     }
 
     fn open(&mut self, number: usize, mut target: Target) {
@@ -161,7 +161,8 @@ impl<'a> Worker<'a> {
                 0
             });
             let full = read.saturating_add(LONGEST) >= room;
-            if !full || self.crew.is_over() || !(node.tree.is_on_disk() && self.grow()) || self.room() < BUFFER {
+            if !full || self.crew.is_over_in_step() || !(node.tree.is_on_disk() && self.grow()) || self.room() < BUFFER
+            {
                 return !full;
             }
         }

@@ -65,7 +65,7 @@ pub fn unlink(node: &Node, name: &CStr, zeroed: &Zeroed, crew: &Crew) -> Result<
     if let Some(file) = nameless.and_then(|fd| overwrite::open_for_overwriting(fd.as_fd()).ok()) {
         let mut bytes = 0;
         // The bytes of its attributes are where nobody can write over them.
-        done = overwrite::overwrite(file.as_fd(), CHUNK, &mut bytes, &|| crew.is_over()).is_ok()
+        done = overwrite::overwrite(file.as_fd(), CHUNK, &mut bytes, &|| crew.is_over_in_step()).is_ok()
             && !overwrite::has_user_attributes(file.as_fd());
         zeroed.bytes.fetch_add(bytes, Ordering::Relaxed);
     }

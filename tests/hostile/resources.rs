@@ -24,6 +24,21 @@ pub fn attack(name: &str, args: &[String]) -> Option<Tried> {
             }
             Ok(())
         }
+        // litter DIR TIMES: so many empty files, a hundred in a directory.
+        "litter" => {
+            let [dir, times] = args else { return None };
+            let times: u32 = times.parse().unwrap();
+            for n in 0..times {
+                let below = format!("{dir}/{}", n / 100);
+                if n % 100 == 0 {
+                    std::fs::create_dir(&below).unwrap();
+                }
+                if let Err(errno) = io(std::fs::File::create(format!("{below}/{n}"))) {
+                    return Some(Err(errno));
+                }
+            }
+            Ok(())
+        }
         // packets SIZE TIMES: writes on a pipe in packet mode, which it makes of its stdout (pipe(2), O_DIRECT), and ends well.
         "packets" => {
             let [size, times] = args else { return None };
