@@ -17,6 +17,8 @@ fn ms(n: u64) -> Duration {
 enum Step {
     /// Time passes; the driver wakes at the deadline, if that comes first, late by so much.
     Pass(u64, u64),
+    /// It wakes at a time of its own, late by so much.
+    Tick(u64),
     Event(Event),
 }
 
@@ -39,6 +41,7 @@ fn events() -> impl Strategy<Value = Event> {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => (0u64..4000, prop_oneof![4 => Just(0u64), 1 => 0u64..800]).prop_map(|(t, late)| Step::Pass(t, late)),
+        1 => (0u64..2000).prop_map(Step::Tick),
         2 => events().prop_map(Step::Event),
     ];
     proptest::collection::vec(step, 0..40)
@@ -143,9 +146,24 @@ impl World {
 
     fn wake(&mut self, late: Duration) {
         if let Some(asked) = self.machine.deadline() {
-            self.now = self.now.max(asked).plus(late);
-            self.late += late;
-            self.feed(Event::Woke { asked });
+            self.now = self.now.max(asked);
+            self.woken(late);
+        }
+    }
+
+    /// Section 4: "if it is late by more than a quarter of what is left before `kill`, it kills at once", and only then; who is late
+    /// by less than 10 ms is not.
+    fn woken(&mut self, late: Duration) {
+        self.now = self.now.plus(late);
+        self.late += late;
+        let before = self.machine.starved();
+        let left = self.machine.plan().map_or(Duration::MAX, |plan| plan.kill.since(self.now));
+        let too_late = late > ms(10) && late > left / 4 && !left.is_zero();
+        let ladder = matches!(self.machine.state(), State::Terminating(_));
+        self.feed(Event::Woke { late });
+        if ladder {
+            assert_eq!(self.machine.starved(), before || too_late, "late by {late:?} of {left:?}");
+            assert!(!too_late || matches!(self.machine.state(), State::Draining { .. }), "not killed at once");
         }
     }
 }
@@ -168,6 +186,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Event(event) => world.feed(event),
+                Step::Tick(late) => world.woken(ms(late)),
                 Step::Pass(time, late) => {
                     let to = world.now.plus(ms(time));
                     if world.machine.deadline().is_some_and(|d| d <= to) { world.wake(ms(late)) } else { world.now = to }

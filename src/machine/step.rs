@@ -34,10 +34,10 @@ pub enum Event {
     OutputLimit,
     /// The supervisor itself failed.
     Fault,
-    /// The driver woke up; it had asked to be woken at `asked`.
+    /// The driver was woken at a time it had asked for, the machine's deadline or one of its own.
     Woke {
-        /// The deadline it had asked for.
-        asked: Instant,
+        /// How much later than that.
+        late: Duration,
     },
     /// The scrub is done, or was given up.
     Scrubbed,
@@ -328,11 +328,11 @@ impl Machine {
                 self.kill(now, &mut todo);
                 self.note(false, &mut todo);
             }
-            (State::Launching | State::Running, Event::Woke { asked }) => {
+            (State::Launching | State::Running, Event::Woke { late: by }) => {
                 if self.deadline().is_some_and(|due| now >= due) {
                     self.begin(Trigger::Timeout, now);
                     let left = self.plan.map_or(Duration::ZERO, |p| p.kill.since(now));
-                    self.ask(late(now.since(asked), left), &mut todo, now);
+                    self.ask(late(by, left), &mut todo, now);
                 }
             }
 
@@ -358,10 +358,10 @@ impl Machine {
                 self.kill(now, &mut todo);
             }
             (State::Terminating(_), Event::Fault) => self.kill(now, &mut todo),
-            (State::Terminating(rung), Event::Woke { asked }) => self.climb(rung, asked, now, &mut todo),
+            (State::Terminating(rung), Event::Woke { late }) => self.climb(rung, late, now, &mut todo),
 
-            (State::Draining { next, pause }, Event::Woke { asked }) => {
-                self.absent(now.since(asked));
+            (State::Draining { next, pause }, Event::Woke { late }) => {
+                self.absent(late);
                 if self.plan.is_some_and(|p| now >= p.drained) {
                     // Something does not die (an uninterruptible system call): no scrub beside a live process.
                     self.drained = false;
@@ -519,11 +519,11 @@ impl Machine {
         shorter != current
     }
 
-    fn climb(&mut self, rung: Rung, asked: Instant, now: Instant, todo: &mut Actions) {
+    fn climb(&mut self, rung: Rung, by: Duration, now: Instant, todo: &mut Actions) {
         let Some(plan) = self.plan else { return };
         if now >= plan.kill {
             self.kill(now, todo);
-        } else if late(now.since(asked), plan.kill.since(now)) {
+        } else if late(by, plan.kill.since(now)) {
             // A starved supervisor cannot afford politeness: the kill needs one time slice only.
             self.starved = true;
             self.kill(now, todo);

@@ -31,13 +31,13 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Children heard in one turn of the loop: who dies, or stops and goes on, as fast as we listen must not keep the loop from its
 /// deadlines.
 const REAPED_AT_ONCE: u32 = 4096;
 /// How long PID 1 waits for several deaths at once.
-const DEATHS: std::time::Duration = std::time::Duration::from_micros(300);
+const DEATHS: Duration = Duration::from_micros(300);
 
 /// What a process that SIGKILL ended died of.
 const KILLED: u8 = 9;
@@ -104,10 +104,11 @@ impl Supervisor {
             if let State::Done(code) = self.machine.state() {
                 return code;
             }
-            let asked = self.machine.deadline();
+            let due = self.machine.deadline();
             let tick = self.tick();
             self.let_them_die();
-            self.wait(asked.into_iter().chain(tick).min());
+            let asked = self.wait(due, tick);
+            let woken = clock::now();
             // Signals before reaping: a sender that is still a zombie can be told from a stranger.
             self.take_signals();
             self.take_handshake();
@@ -116,11 +117,14 @@ impl Supervisor {
             if self.scrub.as_ref().is_some_and(Job::is_done) && self.output_settled() {
                 self.feed(Event::Scrubbed);
             }
-            if let Some(asked) = asked
-                && clock::now() >= asked
-            {
+            let is_due = due.is_some_and(|due| clock::now() >= due);
+            if is_due {
                 self.observe();
-                self.feed(Event::Woke { asked });
+            }
+            // Every wake that was asked for says how late we are, not only the machine's own: between two of those there may be seconds.
+            let asked = asked.filter(|_| is_due || !without("own_lateness"));
+            if is_due || asked.is_some_and(|asked| woken >= asked) {
+                self.feed(Event::Woke { late: asked.map_or(Duration::ZERO, |asked| woken.since(asked)) });
             }
             if tick.is_some_and(|tick| clock::now() >= tick) {
                 self.sample();
@@ -139,13 +143,18 @@ impl Supervisor {
         }
     }
 
-    fn wait(&mut self, asked: Option<Instant>) {
+    /// Waits for whatever comes first; when it had asked to be woken, if at all. What is the machine's (`due`) may have passed
+    /// while the loop was at work, which makes it late; to what is not it comes when it can.
+    fn wait(&mut self, due: Option<Instant>, tick: Option<Instant>) -> Option<Instant> {
         if matches!(self.machine.state(), State::Done(_)) {
-            return;
+            return None;
         }
-        let due = self.relay.as_ref().and_then(Relay::due).filter(|_| !self.output_settled());
-        let now = self.more_to_reap.then(clock::now);
-        let timeout = asked.into_iter().chain(due).chain(now).min().map(|at| at.since(clock::now()));
+        let began = clock::now();
+        let patience = self.relay.as_ref().and_then(Relay::due).filter(|_| !self.output_settled());
+        let now = self.more_to_reap.then_some(began);
+        let own = tick.into_iter().chain(patience).chain(now).map(|at| at.max(began));
+        let asked = due.into_iter().chain(own).min();
+        let timeout = asked.map(|at| at.since(began));
         let mut fds = vec![self.signals.poll_fd()];
         if self.machine.state() == State::Launching
             && let Some(child) = &self.child
@@ -155,7 +164,7 @@ impl Supervisor {
         if let Some(fd) = self.scrub.as_ref().filter(|s| !s.is_done()).and_then(Job::fd) {
             fds.push(PollFd::new(fd, PollFlags::POLLIN));
         } else if self.scrub.is_some() && self.output_settled() {
-            return;
+            return None;
         }
         fds.extend(self.relay.iter().flat_map(Relay::fds));
         if let Err(errno) = clock::wait(&mut fds, timeout) {
@@ -163,6 +172,7 @@ impl Supervisor {
             // Without a wait the loop cannot see its deadlines: end it now rather than spin or hang.
             self.feed(Event::Fault);
         }
+        asked
     }
 
     /// Lets the relay look at its pipes, and acts on what it says.

@@ -66,6 +66,8 @@ pub struct Run {
     pub waited: Option<u64>,
     /// A wake-up in the ladder that was so late that the spec asks for a kill, and when it was.
     pub too_late: Option<u64>,
+    /// It was one of the driver's own, between two deadlines of the machine's.
+    pub between: bool,
     /// Bytes sent since the trigger.
     pub sent: u64,
     cut: bool,
@@ -113,6 +115,7 @@ impl Run {
             taken_before_kill: 0,
             waited: None,
             too_late: None,
+            between: false,
             sent: 0,
             cut: false,
             faulted: false,
@@ -138,21 +141,24 @@ impl Run {
             if matches!(self.machine.state(), State::Done(_)) {
                 break;
             }
-            let asked = self.machine.deadline().map(us);
-            let wake = asked.unwrap_or(NEVER).min(self.next_happening()).min(self.next_sample);
+            let due = self.machine.deadline().map(us);
+            // What is not the machine's is asked for now at the earliest.
+            let asked = due.unwrap_or(NEVER).min(self.next_sample.max(self.now));
+            let wake = asked.min(self.next_happening());
             assert!(wake != NEVER, "nothing will ever happen again: {:?}", self.machine);
             self.pass_to(wake.max(self.now));
             if self.kernel.late > 0 && self.rng.one_in(3) {
                 let late = self.rng.range(0, self.kernel.late);
                 self.take(late);
             }
-            self.one_turn(asked);
+            self.one_turn(due, asked);
         }
         self.left_alive = self.alive();
     }
 
     /// As `Supervisor::run` has it: signals, the handshake, the dead, the scrub, the deadline, the sample.
-    fn one_turn(&mut self, asked: Option<u64>) {
+    fn one_turn(&mut self, due: Option<u64>, asked: u64) {
+        let woken = self.now;
         while let Some(&(when, signal)) = self.workload.stops.first().filter(|s| s.0 <= self.now) {
             self.workload.stops.remove(0);
             debug_assert!(when <= self.now);
@@ -186,10 +192,14 @@ impl Run {
             self.scrub_ends = NEVER;
             self.feed(Event::Scrubbed);
         }
-        if let Some(asked) = asked.filter(|&asked| self.now >= asked) {
+        let is_due = due.is_some_and(|due| self.now >= due);
+        if is_due {
             self.observe();
-            self.judge_lateness(asked);
-            self.feed(Event::Woke { asked: at(asked) });
+        }
+        if is_due || woken >= asked {
+            let late = woken.saturating_sub(asked);
+            self.judge_lateness(late, is_due);
+            self.feed(Event::Woke { late: Duration::from_micros(late) });
         }
         if self.next_sample <= self.now {
             self.sample();
@@ -197,12 +207,13 @@ impl Run {
     }
 
     /// By the spec's own words: late by more than a quarter of what is left before `kill`.
-    fn judge_lateness(&mut self, asked: u64) {
+    fn judge_lateness(&mut self, late: u64, is_due: bool) {
         let State::Terminating(_) = self.machine.state() else { return };
         let Some(plan) = self.machine.plan() else { return };
-        let (late, left) = (self.now - asked, us(plan.kill).saturating_sub(self.now));
+        let left = us(plan.kill).saturating_sub(self.now);
         if late > 10 * MS && late > left / 4 && self.too_late.is_none() {
             self.too_late = Some(self.now);
+            self.between = !is_due;
         }
     }
 

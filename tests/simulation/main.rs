@@ -21,9 +21,9 @@ fn number(name: &str) -> Option<u64> {
 
 /// What the evaluations went through: a simulation that never met a case says nothing about it.
 #[derive(Debug, Default)]
-struct Met([u64; 12]);
+struct Met([u64; 13]);
 
-const CASES: [&str; 12] = [
+const CASES: [&str; 13] = [
     "completed",
     "timeout",
     "terminated",
@@ -32,6 +32,7 @@ const CASES: [&str; 12] = [
     "supervisor_error",
     "launch_failed",
     "starved",
+    "starved between two deadlines",
     "revoked",
     "survivors",
     "replanned",
@@ -44,6 +45,7 @@ impl Met {
         for (n, met) in self.0.iter_mut().enumerate() {
             *met += u64::from(match CASES[n] {
                 "starved" => run.machine.starved(),
+                "starved between two deadlines" => run.machine.starved() && run.between,
                 "revoked" => run.revoked.is_some(),
                 "survivors" => !run.machine.drained(),
                 "replanned" => run.replanned,

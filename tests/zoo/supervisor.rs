@@ -2,7 +2,8 @@
 
 use super::place::*;
 use super::support::*;
-use std::time::Duration;
+use serde_json::Value;
+use std::time::{Duration, Instant};
 
 const SECCOMP: &str = "seccomp_filter";
 /// A process in a Landlock domain may trace nobody outside (landlock(7)); either rule makes a domain.
@@ -164,7 +165,7 @@ fn its_waits_are_not_late() {
             let run = |guard, root| {
                 let mut stage = Stage::new(place).options(&times).options(&["--monitoring", level]);
                 stage.root = root;
-                let began = std::time::Instant::now();
+                let began = Instant::now();
                 (stage.run(guard, &["timerslack"]), began.elapsed())
             };
             // Whether the delay is seen is a matter of the processor that has to be idle, and of what else wakes it.
@@ -182,6 +183,49 @@ fn its_waits_are_not_late() {
             assert!(other.says("refused 1"), "{other:#?}");
         }
     }
+}
+
+/// The kill of a run whose supervisor was stopped from outside for so long just after SIGTERM, far from any deadline of its ladder.
+fn away(guard: Guard<'_>, absence: Duration) -> Value {
+    let times = ["--timeout", "500ms", "--soft", "6s", "--hard", "6s", "--adaptive", "no", "--monitoring", "standard"];
+    let mut stage = Stage::new(Pid1).options(&times);
+    stage.honest = true;
+    let began = Instant::now();
+    let child = stage.command(guard, &["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]).spawn().unwrap();
+    let audit = stage.path().join("log/security-audit.json");
+    until("it was asked", || std::fs::read_to_string(&audit).is_ok_and(|text| text.contains("\"rung\":\"term\"")));
+    let inner = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    let inner = inner.trim().parse().unwrap();
+    signal(inner, "STOP");
+    std::thread::sleep(absence);
+    signal(inner, "CONT");
+    let attempt = stage.collect(finish(child, began));
+    assert_eq!((attempt.code, attempt.verified()), (124, Some(0)), "{attempt:#?}");
+    let kill = attempt.seal().unwrap()["escalation"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(kill["rung"], "kill", "{attempt:#?}");
+    kill
+}
+
+/// Without CPU time between two deadlines of the ladder: the samples are late, and so is it.
+#[test]
+fn who_was_away_between_two_deadlines_kills_at_once() {
+    if !able() {
+        return;
+    }
+    let in_time = |kill: &Value| kill["starved"].is_null() && kill["at_ms"].as_u64() >= Some(6000);
+    in_three(|| {
+        let late = away(Guard::Without("own_lateness"), Duration::from_secs(3));
+        assert!(in_time(&late), "control: {late:#?}");
+    });
+    in_three(|| {
+        let full = away(Guard::Full, Duration::from_secs(3));
+        assert!(full["starved"] == true && full["at_ms"].as_u64() < Some(5000), "{full:#?}");
+    });
+    // What can be afforded is no reason.
+    in_three(|| {
+        let short = away(Guard::Full, Duration::from_millis(600));
+        assert!(in_time(&short), "{short:#?}");
+    });
 }
 
 #[test]
