@@ -14,6 +14,8 @@ mod schema;
 mod support;
 
 use namespaces::namespaced;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use places::Place;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,14 +26,21 @@ use support::*;
 const MESS: &str = "mkdir -p /tmp/a/b; echo secret > /tmp/a/b/f; echo s > /dev/shm/s; chmod 000 /tmp/a; \
     (trap '' TERM; setsid sleep MARK &) ; (sleep MARK 9> /tmp/held &); exit 3";
 
+/// A mount namespace of this thread's own, where nobody else's mounts come; those of a run that were not kept to itself do.
+fn alone() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    for how in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+        mount(None::<&str>, "/", None::<&str>, how | MsFlags::MS_REC, None::<&str>).unwrap();
+    }
+}
+
 /// Names that are there now and can be told apart from what the rest of the machine does: mounts, this process's descriptors,
 /// and what lies in the directories that a run could have written to.
 fn state(dir: &Path) -> BTreeSet<String> {
-    let mut all: BTreeSet<String> = std::fs::read_to_string("/proc/self/mountinfo")
+    let mut all: BTreeSet<String> = std::fs::read_to_string("/proc/thread-self/mountinfo")
         .unwrap()
         .lines()
         .map(|line| format!("mount {}", line.split(' ').nth(4).unwrap()))
-        .filter(|mount| !mount.contains("docker"))
         .collect();
     for (what, below) in [("fd", Path::new("/proc/self/fd")), ("log", dir)] {
         let names = std::fs::read_dir(below).unwrap().flatten().map(|e| e.file_name());
@@ -59,6 +68,7 @@ fn one_evaluation_after_another_leaves_the_machine_as_it_was() {
         return;
     }
     let runs: usize = std::env::var("GRACEKEEPER_SOAK_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    alone();
     let on_disk = runs * 3 / 10;
     for (place, runs) in [(Place::Disk, on_disk), (Place::Memory, runs - on_disk)] {
         soak(place, runs);
