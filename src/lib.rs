@@ -241,6 +241,7 @@ fn launch(
     }
     let failed = match spawned {
         Ok(mut child) => {
+            supervisor.shared.everything().mark().forked(child.pid);
             if supervisor.terminal {
                 spawn::set_group(child.pid);
             }

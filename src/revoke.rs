@@ -90,7 +90,7 @@ pub fn revoke(everything: &mut Everything, until: Instant) -> Revoked {
         done.stopped = Some(0);
         return done;
     }
-    done.limit(&members);
+    done.limit(everything, &members);
     let mut outside = Outside::default();
     if settled {
         outside = done.cut_all(everything, &members, until);
@@ -112,7 +112,7 @@ pub fn revoke(everything: &mut Everything, until: Instant) -> Revoked {
         let known: HashSet<Identity> = now.iter().map(Stat::identity).collect();
         now = all.to_vec();
         let new: Vec<Stat> = now.iter().filter(|s| !known.contains(&s.identity())).copied().collect();
-        done.limit(&new);
+        done.limit(everything, &new);
     }
     if done.frozen.all {
         let still = |stat: &&Stat| everything.proc_().is_some_and(|proc_| proc_.is_still(stat.pid, stat));
@@ -205,8 +205,13 @@ impl Revoked {
 
     /// RLIMIT_FSIZE, NOFILE and NPROC of 0. While everything is stopped nobody is reaped but by us, and we do not reap here:
     /// the numbers cannot have been reused.
-    fn limit(&mut self, members: &[Stat]) {
+    fn limit(&mut self, everything: &Everything, members: &[Stat]) {
         for stat in members {
+            if !everything.is_there(stat) {
+                // It needs no limit; whoever has its number is none of ours.
+                self.limited = self.limited.saturating_add(1);
+                continue;
+            }
             let mut whole = true;
             for (resource, name) in [
                 (libc::RLIMIT_FSIZE, "RLIMIT_FSIZE"),
@@ -237,6 +242,9 @@ impl Revoked {
         let ties_hold = !limits::net_raw_is_in_reach() || without("net_raw");
         let mut pass = Pass { proc_, until, ties_hold, done: HashSet::new(), tables: Vec::new() };
         'members: for stat in members {
+            if !everything.is_there(stat) {
+                continue;
+            }
             let mut threads = Vec::new();
             if stat.threads > 1 {
                 // Every thread may have a table of its own (unshare(2), CLONE_FILES).

@@ -31,6 +31,12 @@ pub fn since_boot() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
+/// The same in the ticks of `/proc/PID/stat`: USER_HZ, 100 a second on every architecture of ours (proc_pid_stat(5)).
+#[must_use]
+pub fn ticks() -> u64 {
+    u64::try_from(since_boot().as_millis() / 10).unwrap_or(u64::MAX)
+}
+
 /// Now, on CLOCK_MONOTONIC. The call cannot fail for this clock on any Linux.
 #[must_use]
 pub fn now() -> Instant {

@@ -1,9 +1,11 @@
 //! Signals to the whole workload, and to nothing else.
 //!
 //! Invariant: as PID 1 everything in the PID namespace is the workload's or an operator's; anywhere else only a
-//! descendant that was not there before the spawn is ever signalled, through a pidfd and with its start time checked.
+//! descendant that was not there before the spawn and carries the workload's mark (`mark`) is ever signalled, through a pidfd and with
+//! its start time checked.
 
 use super::clock;
+use super::mark::Mark;
 use super::pressure::Pressure;
 use super::proc::{Identity, Proc, Stat, is_gone};
 use super::reap;
@@ -14,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::HashSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The processes gracekeeper answers for.
@@ -26,6 +29,13 @@ pub struct Everything {
     strangers: HashSet<Identity>,
     /// Those of them that `/proc` does not show (hidepid, proc(5)), as long as they are our children: by their number alone.
     hidden_strangers: HashSet<i32>,
+    /// Whether there were children before the spawn: then others than the workload's may become ours.
+    had_children: bool,
+    /// So many strangers, and it is time to forget those that are gone.
+    crowd: usize,
+    mark: Arc<Mark>,
+    /// Who had the mark at the last look at everybody, in order: it is looked at once.
+    marked: Vec<Identity>,
     table: Vec<Stat>,
     found: Vec<Stat>,
     /// Children of the workload's that are alive and that `/proc` does not show (not PID 1).
@@ -59,6 +69,8 @@ const PATIENCE_UNDER_A_QUOTA: Duration = Duration::from_millis(8);
 const RECORDING: Duration = Duration::from_millis(20);
 /// The same under a CPU quota.
 const RECORDING_UNDER_A_QUOTA: Duration = Duration::from_millis(10);
+/// So many strangers are looked through before those that are gone are forgotten.
+const CROWD: usize = 256;
 /// So many alive are many, whatever the others are.
 const MANY: usize = 64;
 /// Looks for somebody who is left before he is taken to be there: each only because somebody died since the last.
@@ -74,12 +86,17 @@ impl Everything {
     /// is there can be looked at.
     pub fn new(pid1: bool) -> Result<Self, Errno> {
         let myself = nix::unistd::getpid().as_raw();
+        let proc_ = Proc::open().ok();
         let mut everything = Self {
             pid1,
             myself,
-            proc_: Proc::open().ok(),
+            mark: Arc::new(Mark::new(proc_.as_ref(), pid1)),
+            proc_,
             strangers: HashSet::new(),
             hidden_strangers: HashSet::new(),
+            had_children: false,
+            crowd: CROWD,
+            marked: Vec::new(),
             table: Vec::new(),
             found: Vec::new(),
             hidden: Vec::new(),
@@ -96,6 +113,8 @@ impl Everything {
             }
             everything.strangers = everything.found.iter().map(Stat::identity).collect();
             everything.hidden_strangers = everything.hidden.drain(..).collect();
+            everything.had_children = reap::has_children();
+            everything.mark.expect();
         }
         Ok(everything)
     }
@@ -109,6 +128,10 @@ impl Everything {
             proc_: Proc::open().ok(),
             strangers: self.strangers.clone(),
             hidden_strangers: self.hidden_strangers.clone(),
+            had_children: self.had_children,
+            crowd: self.crowd,
+            mark: Arc::clone(&self.mark),
+            marked: Vec::new(),
             table: Vec::new(),
             found: Vec::new(),
             hidden: Vec::new(),
@@ -156,8 +179,21 @@ impl Everything {
 
     /// Whether other children than the workload's were there before: then ECHILD cannot tell that the workload is gone.
     #[must_use]
-    pub fn has_strangers(&self) -> bool {
-        !self.strangers.is_empty() || !self.hidden_strangers.is_empty()
+    pub const fn has_strangers(&self) -> bool {
+        self.had_children
+    }
+
+    /// What the workload is told by.
+    #[must_use]
+    pub fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    /// Whether the number is still that process's, and the process the workload's; as PID 1 there is nobody else's. For calls that
+    /// take a number: while everything is stopped and nobody reaps, it stays that.
+    #[must_use]
+    pub fn is_there(&self, stat: &Stat) -> bool {
+        self.pid1 || self.proc_.as_ref().is_some_and(|proc_| is_there(proc_, &self.mark, stat.identity()).is_ok())
     }
 
     /// How many there are at least, as the last look at everybody found, that `/proc` does not show: they can be killed, and nothing else.
@@ -262,7 +298,7 @@ impl Everything {
         }
         for stat in &self.found {
             if let Some(proc_) = &self.proc_
-                && send(proc_, stat.identity(), signal).is_ok()
+                && send(proc_, &self.mark, stat.identity(), signal).is_ok()
             {
                 reached += 1;
             }
@@ -278,7 +314,7 @@ impl Everything {
         let proc_ = self.proc_.as_ref()?;
         let mut still = self.hidden.is_empty();
         for stat in &self.found {
-            still &= hold(proc_, stat, until);
+            still &= hold(proc_, &self.mark, stat, until);
         }
         Some(still)
     }
@@ -293,11 +329,11 @@ impl Everything {
             for stat in &self.found {
                 // The threads by themselves after the process, and not at once: it stops most of them.
                 let who = stat.identity();
-                if proc_.is_still(stat.pid, stat) && (stat.threads <= 1 || hold(proc_, stat, until)) {
+                if proc_.is_still(stat.pid, stat) && (stat.threads <= 1 || hold(proc_, &self.mark, stat, until)) {
                     continue;
                 }
                 still = false;
-                if send(proc_, who, Signal::SIGSTOP).is_ok() && !paused.contains(&who) {
+                if send(proc_, &self.mark, who, Signal::SIGSTOP).is_ok() && !paused.contains(&who) {
                     paused.push(who);
                 }
             }
@@ -313,7 +349,7 @@ impl Everything {
         for who in paused {
             if let Some(proc_) = &self.proc_ {
                 // Who is gone meanwhile needs nothing.
-                let _ = send(proc_, *who, Signal::SIGCONT);
+                let _ = send(proc_, &self.mark, *who, Signal::SIGCONT);
             }
         }
     }
@@ -339,7 +375,7 @@ impl Everything {
                 return Some(false);
             }
             let stat = proc_.stat(at).ok()?;
-            if self.strangers.contains(&stat.identity()) {
+            if self.strangers.contains(&stat.identity()) || (at == pid && !self.mark.is_on(proc_, &stat).ok()?) {
                 return Some(false);
             }
             at = stat.ppid;
@@ -355,6 +391,7 @@ impl Everything {
         self.dead = 0;
         let Some(proc_) = &self.proc_ else { return false };
         let until = self.pid1.then(|| clock::used() + self.patience);
+        let began = clock::ticks();
         let mut known = true;
         // For a control: what may happen between the names and the looks gets the time to happen.
         let mut late = without("early_look");
@@ -367,8 +404,8 @@ impl Everything {
             self.table.extend(seen.ok().flatten());
             until.is_none_or(|until| clock::used() < until)
         });
-        let whole = listed && known;
         if self.pid1 {
+            let whole = listed && known;
             if !whole {
                 self.weary_until = clock::now().plus(REST);
             }
@@ -377,22 +414,64 @@ impl Everything {
         }
         // Children by parent, then outward from us: each process is looked at once.
         self.table.sort_unstable_by_key(|s| (s.ppid, s.pid));
+        let before = std::mem::take(&mut self.marked);
         let mut next = vec![self.myself];
+        let mut others = Vec::new();
         while let Some(parent) = next.pop() {
-            let from = self.table.partition_point(|s| s.ppid < parent);
-            for stat in self.table.iter().skip(from).take_while(|s| s.ppid == parent) {
-                if stat.pid == self.myself || self.strangers.contains(&stat.identity()) {
+            for stat in children(&self.table, parent) {
+                if stat.pid == self.myself {
                     continue;
                 }
-                next.push(stat.pid);
-                if stat.is_dead() {
-                    self.dead += 1;
-                } else {
-                    self.found.push(*stat);
+                let who = stat.identity();
+                if self.strangers.contains(&who) {
+                    others.push(*stat);
+                    continue;
+                }
+                match before.binary_search(&who).map(|_| true).or_else(|_| self.mark.is_on(proc_, stat)) {
+                    Ok(true) => {
+                        self.marked.push(who);
+                        next.push(stat.pid);
+                        if stat.is_dead() {
+                            self.dead += 1;
+                        } else {
+                            self.found.push(*stat);
+                        }
+                    }
+                    // A stranger's child that has come to us.
+                    Ok(false) => {}
+                    // Its children may have been seen before it went.
+                    Err(errno) if is_gone(errno) => next.push(stat.pid),
+                    Err(_) => known = false,
                 }
             }
         }
-        self.find_hidden() && whole
+        self.marked.sort_unstable();
+        self.follow(others, began);
+        self.find_hidden() && listed && known
+    }
+
+    /// The descendants of strangers are strangers, also when they have come to us: where there is no mark, and for those that are under
+    /// filters of their own.
+    ///
+    /// One is believed to be a stranger's child only if the stranger is still there, and so was when the child was looked at; and only
+    /// when the tick that it started in was over before it was seen, so that nobody else can have its identity.
+    fn follow(&mut self, mut others: Vec<Stat>, began: u64) {
+        let Some(proc_) = self.proc_.as_ref().filter(|_| !others.is_empty() && !without("kin")) else { return };
+        while let Some(parent) = others.pop() {
+            for child in children(&self.table, parent.pid) {
+                let known = self.strangers.contains(&child.identity());
+                if known
+                    || (child.start < began && proc_.stat(parent.pid).is_ok_and(|stat| stat.start == parent.start))
+                {
+                    self.strangers.insert(child.identity());
+                    others.push(*child);
+                }
+            }
+        }
+        if self.strangers.len() > self.crowd {
+            self.strangers.retain(|who| proc_.stat(who.pid).map_or_else(|e| !is_gone(e), |s| s.start == who.start));
+            self.crowd = self.strangers.len().saturating_mul(2).max(CROWD);
+        }
     }
 
     /// Our children that the walk did not show: hidepid keeps back who made itself undumpable. Its own children come to us when it is dead.
@@ -400,7 +479,8 @@ impl Everything {
     fn find_hidden(&mut self) -> bool {
         let Some(proc_) = self.proc_.as_ref().filter(|_| !without("hidden")) else { return true };
         self.hidden_strangers.retain(|&pid| reap::is_child(pid));
-        proc_.each_child(|pid| {
+        let mut known = true;
+        let listed = proc_.each_child(|pid| {
             let shown = self.table.binary_search_by_key(&(self.myself, pid), |s| (s.ppid, s.pid)).is_ok();
             if shown || self.hidden_strangers.contains(&pid) || self.found.iter().any(|s| s.pid == pid) {
                 return;
@@ -408,12 +488,18 @@ impl Everything {
             match proc_.stat(pid) {
                 // Born, or come to us, since the walk.
                 Ok(stat) if self.strangers.contains(&stat.identity()) => {}
-                Ok(stat) if stat.is_dead() => self.dead += 1,
-                Ok(stat) => self.found.push(stat),
+                Ok(stat) => match self.mark.is_on(proc_, &stat) {
+                    Ok(true) if stat.is_dead() => self.dead += 1,
+                    Ok(true) => self.found.push(stat),
+                    Ok(false) => {}
+                    Err(errno) => known &= is_gone(errno),
+                },
+                Err(errno) if !is_kept_back(errno) => known = false,
                 Err(_) if reap::is_alive(pid) => self.hidden.push(pid),
                 Err(_) => self.dead += 1,
             }
-        })
+        });
+        listed && known
     }
 }
 
@@ -421,14 +507,25 @@ impl Everything {
 fn shown(proc_: &Proc, pid: i32) -> Result<Option<Stat>, Errno> {
     match proc_.stat(pid) {
         Ok(stat) => Ok(Some(stat)),
-        Err(errno) if is_gone(errno) || matches!(errno, Errno::EACCES | Errno::EPERM) => Ok(None),
+        Err(errno) if is_kept_back(errno) => Ok(None),
         Err(errno) => Err(errno),
     }
 }
 
+/// Whether it is gone, or hidden.
+fn is_kept_back(errno: Errno) -> bool {
+    is_gone(errno) || matches!(errno, Errno::EACCES | Errno::EPERM)
+}
+
+/// The children of `parent` in a table that is sorted by parent.
+fn children(table: &[Stat], parent: i32) -> impl Iterator<Item = &Stat> {
+    let from = table.partition_point(|s| s.ppid < parent);
+    table.iter().skip(from).take_while(move |s| s.ppid == parent)
+}
+
 /// Sends SIGSTOP to each thread of a process that is not still. The process's own SIGSTOP is for whichever thread takes it, and one
 /// that waits in vfork is chosen and takes none (signal(7)). Whether all of them were still.
-fn hold(proc_: &Proc, stat: &Stat, until: Instant) -> bool {
+fn hold(proc_: &Proc, mark: &Mark, stat: &Stat, until: Instant) -> bool {
     if stat.threads <= 1 {
         return proc_.is_still(stat.pid, stat);
     }
@@ -438,7 +535,7 @@ fn hold(proc_: &Proc, stat: &Stat, until: Instant) -> bool {
             still = false;
             if !without("each_thread") {
                 // Gone meanwhile is as good.
-                let _ = stop_thread(proc_, stat.identity(), thread.pid);
+                let _ = stop_thread(proc_, mark, stat.identity(), thread.pid);
             }
         }
         clock::now() < until
@@ -447,7 +544,7 @@ fn hold(proc_: &Proc, stat: &Stat, until: Instant) -> bool {
 }
 
 /// Sends SIGSTOP to thread `tid` of exactly `who`.
-fn stop_thread(proc_: &Proc, who: Identity, tid: i32) -> Result<(), Errno> {
+fn stop_thread(proc_: &Proc, mark: &Mark, who: Identity, tid: i32) -> Result<(), Errno> {
     let held = match pidfd_open(tid, libc::PIDFD_THREAD) {
         Ok(fd) => Some(fd),
         // Before Linux 6.9 the call that names the process as well narrows it down.
@@ -455,7 +552,8 @@ fn stop_thread(proc_: &Proc, who: Identity, tid: i32) -> Result<(), Errno> {
         Err(errno) => return Err(errno),
     };
     // Still a thread of that process: then what is held is this thread, or one that is gone.
-    if proc_.stat(who.pid)?.start != who.start || !proc_.has_thread(who.pid, tid) {
+    mark.check(proc_, who)?;
+    if !proc_.has_thread(who.pid, tid) {
         return Err(Errno::ESRCH);
     }
     let result = match held {
@@ -464,7 +562,7 @@ fn stop_thread(proc_: &Proc, who: Identity, tid: i32) -> Result<(), Errno> {
         Some(fd) => {
             /// PIDFD_SIGNAL_THREAD (linux/pidfd.h)
             const THREAD: u32 = 1;
-            // SAFETY: as in `send`.
+            // SAFETY: as in `send_to`.
             unsafe {
                 libc::syscall(
                     libc::SYS_pidfd_send_signal,
@@ -479,38 +577,48 @@ fn stop_thread(proc_: &Proc, who: Identity, tid: i32) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// Sends `signal` to exactly `who`: the pidfd is opened first, then the start time is compared, so that a reused pid
-/// is never hit.
+/// Sends `signal` to exactly `who`: the pidfd is opened first, then the start time and the mark are looked at. If the process of the
+/// pidfd is there when the signal comes it had the number all the time, so it was looked at; else nobody is signalled.
 ///
 /// # Errors
-/// `ESRCH` where it is gone, else the errno of `pidfd_open(2)` or `pidfd_send_signal(2)`.
-pub fn send(proc_: &Proc, who: Identity, signal: Signal) -> Result<(), Errno> {
+/// `ESRCH` where it is gone or not the workload's, else the errno of `pidfd_open(2)` or `pidfd_send_signal(2)`.
+fn send(proc_: &Proc, mark: &Mark, who: Identity, signal: Signal) -> Result<(), Errno> {
+    match held(proc_, mark, who)? {
+        None => kill(Pid::from_raw(who.pid), signal),
+        Some(fd) => send_to(&fd, signal as libc::c_int),
+    }
+}
+
+/// `who`, looked at after it was taken hold of; `None` where the kernel has no pidfds.
+fn held(proc_: &Proc, mark: &Mark, who: Identity) -> Result<Option<OwnedFd>, Errno> {
     let held = match pidfd(who.pid) {
         Ok(fd) => Some(fd),
         // gVisor before it had pidfds: the start time still narrows the race to the instant between two calls.
         Err(Errno::ENOSYS) => None,
         Err(errno) => return Err(errno),
     };
-    if proc_.stat(who.pid)?.start != who.start {
-        return Err(Errno::ESRCH);
-    }
-    match held {
-        None => kill(Pid::from_raw(who.pid), signal),
-        Some(fd) => {
-            // SAFETY: pidfd_send_signal(2) takes a descriptor, a signal, a siginfo pointer that may be null, and flags
-            // 0; `fd` is open for the call.
-            let result = unsafe {
-                libc::syscall(
-                    libc::SYS_pidfd_send_signal,
-                    fd.as_raw_fd(),
-                    signal as libc::c_int,
-                    std::ptr::null::<libc::siginfo_t>(),
-                    0u32,
-                )
-            };
-            Errno::result(result).map(drop)
-        }
-    }
+    mark.check(proc_, who)?;
+    Ok(held)
+}
+
+/// Whether exactly `who` has its number, and is the workload's.
+fn is_there(proc_: &Proc, mark: &Mark, who: Identity) -> Result<(), Errno> {
+    held(proc_, mark, who)?.map_or(Ok(()), |fd| send_to(&fd, 0))
+}
+
+fn send_to(process: &OwnedFd, signal: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: pidfd_send_signal(2) takes a descriptor, a signal (0 is none), a siginfo pointer that may be null, and flags 0; `process`
+    // is open for the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0u32,
+        )
+    };
+    Errno::result(result).map(drop)
 }
 
 /// A descriptor for a process (pidfd_open(2), Linux 5.3; close-on-exec by itself).

@@ -13,6 +13,7 @@ pub mod ipc;
 pub mod kill;
 pub mod landlock;
 pub mod limits;
+pub mod mark;
 pub mod memory;
 pub mod mounts;
 pub mod nowait;

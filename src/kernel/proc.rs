@@ -119,7 +119,7 @@ impl Stat {
     }
 }
 
-fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
+pub(super) fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
     std::str::from_utf8(text).ok()?.trim_ascii().parse().ok()
 }
 
@@ -403,10 +403,10 @@ fn each_number(list: &OwnedFd, mut each: impl FnMut(i32) -> bool) -> Result<bool
 const CHILDREN: u64 = 64 * 1024;
 
 /// The longest path made below `/proc`, two numbers in it, and its NUL.
-const PATH: usize = 40;
+pub(super) const PATH: usize = 40;
 
 /// A path below `/proc`, written into `buffer`.
-fn below<'a>(buffer: &'a mut [u8; PATH], path: std::fmt::Arguments<'_>) -> Result<&'a std::ffi::CStr, Errno> {
+pub(super) fn below<'a>(buffer: &'a mut [u8; PATH], path: std::fmt::Arguments<'_>) -> Result<&'a std::ffi::CStr, Errno> {
     use std::io::Write;
     let mut cursor = std::io::Cursor::new(buffer.as_mut_slice());
     write!(cursor, "{path}\0").map_err(|_| Errno::ENAMETOOLONG)?;

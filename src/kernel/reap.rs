@@ -35,6 +35,12 @@ fn peek(which: libc::idtype_t, id: i32, flags: libc::c_int) -> Option<libc::sigi
     (unsafe { libc::waitid(which, id.cast_unsigned(), &raw mut seen, flags) } == 0).then_some(seen)
 }
 
+/// Whether there is any child, dead ones included.
+#[must_use]
+pub fn has_children() -> bool {
+    peek(libc::P_ALL, 0, 0).is_some()
+}
+
 /// Whether it is a child of ours that has not been reaped: nobody else has its number.
 #[must_use]
 pub fn is_child(pid: i32) -> bool {

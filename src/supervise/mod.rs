@@ -6,7 +6,7 @@ mod looking;
 mod stops;
 
 use crate::audit::record::Escalation;
-use crate::confine;
+use crate::confine::{self, Step};
 use crate::kernel::outcome::Outcome;
 use crate::kernel::reap::{self, Reaped};
 use crate::kernel::signals::Signals;
@@ -200,14 +200,21 @@ impl Supervisor {
             return;
         }
         let result = child.handshake();
+        let outcomes = child.report().map(confine::outcomes);
+        if let Some(outcomes) = &outcomes {
+            // Before its exec: until then only it is the workload.
+            let took = |step: Step| outcomes.contains(&(step.name(), Outcome::Enforced));
+            self.shared.everything().mark().confined(took(Step::SeccompFilter), took(Step::NoNewPrivs));
+        }
         if result == Handshake::Pending {
             return;
         }
-        if let Some(report) = child.report() {
-            let outcomes = confine::outcomes(report);
-            for (name, outcome) in outcomes {
-                self.facts.enforced(name, outcome);
-            }
+        if outcomes.is_none() {
+            // Nothing of it ever ran, and its number will be free.
+            self.shared.everything().mark().expect();
+        }
+        for (name, outcome) in outcomes.unwrap_or_default() {
+            self.facts.enforced(name, outcome);
         }
         match result {
             Handshake::Pending => {}
