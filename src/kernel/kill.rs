@@ -395,9 +395,14 @@ impl Everything {
         let mut known = true;
         // For a control: what may happen between the names and the looks gets the time to happen.
         let mut late = without("early_look");
+        let mut looks = 0u32;
         let listed = proc_.each_pid(|pid| {
             if std::mem::take(&mut late) {
                 clock::pause(Duration::from_millis(20));
+            }
+            if without("slow_look") {
+                looks += 1;
+                clock::pause(Duration::from_millis(u64::from(looks.is_multiple_of(32)) * 2));
             }
             let seen = shown(proc_, pid);
             known &= seen.is_ok();
@@ -460,8 +465,7 @@ impl Everything {
         while let Some(parent) = others.pop() {
             for child in children(&self.table, parent.pid) {
                 let known = self.strangers.contains(&child.identity());
-                if known
-                    || (child.start < began && proc_.stat(parent.pid).is_ok_and(|stat| stat.start == parent.start))
+                if known || (child.start < began && proc_.stat(parent.pid).is_ok_and(|stat| stat.start == parent.start))
                 {
                     self.strangers.insert(child.identity());
                     others.push(*child);

@@ -406,7 +406,10 @@ const CHILDREN: u64 = 64 * 1024;
 pub(super) const PATH: usize = 40;
 
 /// A path below `/proc`, written into `buffer`.
-pub(super) fn below<'a>(buffer: &'a mut [u8; PATH], path: std::fmt::Arguments<'_>) -> Result<&'a std::ffi::CStr, Errno> {
+pub(super) fn below<'a>(
+    buffer: &'a mut [u8; PATH],
+    path: std::fmt::Arguments<'_>,
+) -> Result<&'a std::ffi::CStr, Errno> {
     use std::io::Write;
     let mut cursor = std::io::Cursor::new(buffer.as_mut_slice());
     write!(cursor, "{path}\0").map_err(|_| Errno::ENAMETOOLONG)?;

@@ -12,6 +12,7 @@ mod record;
 mod resources;
 mod senders;
 mod signals;
+mod strangers;
 mod stubborn;
 mod supervisor;
 mod terminal;
@@ -45,6 +46,7 @@ fn main() {
         .or_else(|| resources::attack(name, args))
         .or_else(|| inherited::attack(name, args))
         .or_else(|| terminal::attack(name))
+        .or_else(|| strangers::attack(name, args))
         .or_else(|| stubborn::attack(name, args));
     let Some(tried) = tried else {
         grace::run(&words);

@@ -20,6 +20,7 @@ mod resources;
 mod schema;
 mod signals;
 mod stderr;
+mod strangers;
 mod stubborn;
 mod supervisor;
 #[path = "../run/support.rs"]
