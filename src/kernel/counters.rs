@@ -45,9 +45,7 @@ impl Counters {
 
     /// Reads them; the attempts only where `known`, told what was sent, does not know them.
     fn read_but(proc_: &Proc, known: impl Fn(Option<u64>) -> Option<u64>) -> Self {
-        let loadavg = text(proc_, c"loadavg");
-        let last_pid = loadavg.and_then(|t| t.split_ascii_whitespace().nth(4)?.parse().ok());
-        Self { last_pid, ..Self::network(proc_, known) }
+        Self { last_pid: last_pid(proc_), ..Self::network(proc_, known) }
     }
 
     fn network(proc_: &Proc, known: impl Fn(Option<u64>) -> Option<u64>) -> Self {
@@ -84,6 +82,11 @@ impl Counters {
             },
         }
     }
+}
+
+/// The pid given last in this PID namespace (proc_loadavg(5)).
+pub(super) fn last_pid(proc_: &Proc) -> Option<u64> {
+    text(proc_, c"loadavg").and_then(|t| t.split_ascii_whitespace().nth(4)?.parse().ok())
 }
 
 fn text(proc_: &Proc, path: &std::ffi::CStr) -> Option<String> {

@@ -5,6 +5,7 @@
 //! its start time checked.
 
 use super::clock;
+use super::counters;
 use super::mark::Mark;
 use super::pressure::Pressure;
 use super::proc::{Identity, Proc, Stat, is_gone};
@@ -45,6 +46,8 @@ pub struct Everything {
     /// No walk over `/proc` before this: the last one took too long.
     weary_until: Instant,
     patience: Duration,
+    /// No look at everybody goes on after this.
+    hurry: Option<Instant>,
     pressure: Option<Pressure>,
 }
 
@@ -103,6 +106,7 @@ impl Everything {
             dead: 0,
             weary_until: Instant::default(),
             patience: PATIENCE,
+            hurry: None,
             pressure: if pid1 && !without("pressure") { Pressure::open() } else { None },
         };
         if !pid1 {
@@ -138,6 +142,7 @@ impl Everything {
             dead: 0,
             weary_until: Instant::default(),
             patience: self.patience,
+            hurry: None,
             pressure: None,
         }
     }
@@ -157,6 +162,17 @@ impl Everything {
     /// There is a CPU quota: what PID 1 uses is taken from what it needs for the kill.
     pub const fn under_a_quota(&mut self) {
         self.patience = PATIENCE_UNDER_A_QUOTA;
+    }
+
+    /// No look at everybody goes on after this, until it is taken back: the kill would come late.
+    pub const fn hurry(&mut self, until: Option<Instant>) {
+        self.hurry = until;
+    }
+
+    /// The pid that was given last, where all of them are the workload's (as PID 1): as long as it is the same nobody was born.
+    #[must_use]
+    pub fn last_pid(&self) -> Option<u64> {
+        self.proc_.as_ref().filter(|_| self.pid1).and_then(counters::last_pid)
     }
 
     /// Whether we are PID 1.
@@ -392,12 +408,14 @@ impl Everything {
         let Some(proc_) = &self.proc_ else { return false };
         let until = self.pid1.then(|| clock::used() + self.patience);
         let began = clock::ticks();
+        let hurry = self.hurry;
+        let late = || hurry.is_some_and(|hurry| clock::now() >= hurry);
         let mut known = true;
         // For a control: what may happen between the names and the looks gets the time to happen.
-        let mut late = without("early_look");
+        let mut early = without("early_look");
         let mut looks = 0u32;
         let listed = proc_.each_pid(|pid| {
-            if std::mem::take(&mut late) {
+            if std::mem::take(&mut early) {
                 clock::pause(Duration::from_millis(20));
             }
             if without("slow_look") {
@@ -407,11 +425,11 @@ impl Everything {
             let seen = shown(proc_, pid);
             known &= seen.is_ok();
             self.table.extend(seen.ok().flatten());
-            until.is_none_or(|until| clock::used() < until)
+            until.is_none_or(|until| clock::used() < until) && !late()
         });
         if self.pid1 {
             let whole = listed && known;
-            if !whole {
+            if !whole && !late() {
                 self.weary_until = clock::now().plus(REST);
             }
             self.found.extend(self.table.iter().filter(|s| s.pid != self.myself && !s.is_dead()));

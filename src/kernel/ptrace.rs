@@ -50,14 +50,16 @@ mod arch {
         r
     }
 
-    pub const fn call(mut r: Registers, at: u64, number: i64, args: [u64; 3]) -> Registers {
-        let [a, b, c] = args;
+    pub const fn call(mut r: Registers, at: u64, number: i64, args: [u64; 5]) -> Registers {
+        let [a, b, c, d, e] = args;
         r.rip = at;
         r.rax = number.cast_unsigned();
         r.orig_rax = u64::MAX;
         r.rdi = a;
         r.rsi = b;
         r.rdx = c;
+        r.r10 = d;
+        r.r8 = e;
         r
     }
 
@@ -81,12 +83,14 @@ mod arch {
         r
     }
 
-    pub const fn call(mut r: Registers, at: u64, number: i64, args: [u64; 3]) -> Registers {
-        let [a, b, c] = args;
-        let [x0, x1, x2, _, _, _, _, _, x8, ..] = &mut r.regs;
+    pub const fn call(mut r: Registers, at: u64, number: i64, args: [u64; 5]) -> Registers {
+        let [a, b, c, d, e] = args;
+        let [x0, x1, x2, x3, x4, _, _, _, x8, ..] = &mut r.regs;
         *x0 = a;
         *x1 = b;
         *x2 = c;
+        *x3 = d;
+        *x4 = e;
         *x8 = number.cast_unsigned();
         r.pc = at;
         r
@@ -108,26 +112,33 @@ pub struct Traced {
     at: u64,
     code: [u64; 3],
     until: Instant,
+    /// It was held before, and is left so.
+    held: bool,
 }
 
 /// The bytes of a page on every configuration we may meet; the smallest, since only an aligned start is needed.
 const PAGE: u64 = 4096;
 
 impl Traced {
-    /// Takes hold of thread `tid` of the stopped process `pid`; no call of it is waited for after `until`.
+    /// Takes hold of thread `tid` of the stopped process `pid`, unless it is `held`; no call of it is waited for after `until`.
     ///
     /// # Errors
     /// `EPERM` where it may not be traced (it made itself undumpable, somebody else traces it, Yama, a seccomp profile),
     /// `EFAULT` where its code is not in memory, `ESRCH` where it is gone, `ETIMEDOUT` where it does not come to a stop, `EIO` where its code cannot be written.
-    pub fn seize(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<Self, Errno> {
-        request(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD as usize)?;
-        request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
+    pub fn seize(proc_: &Proc, pid: i32, tid: i32, until: Instant, held: bool) -> Result<Self, Errno> {
+        if held {
+            return Self::make_ready(proc_, pid, tid, until, held);
+        }
+        hold(tid)?;
         // It has to come to a stop, or it could not be let go of.
         wait(tid, clock::now().plus(STEP))?;
-        Self::hold(proc_, pid, tid, until).inspect_err(|_| let_go(pid, tid))
+        Self::make_ready(proc_, pid, tid, until, held).inspect_err(|_| {
+            // One that is gone needs nothing.
+            let _ = let_go(pid, tid);
+        })
     }
 
-    fn hold(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<Self, Errno> {
+    fn make_ready(proc_: &Proc, pid: i32, tid: i32, until: Instant, held: bool) -> Result<Self, Errno> {
         let saved = registers(tid)?;
         let mut mask = 0u64;
         request(libc::PTRACE_GETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).addr())?;
@@ -144,11 +155,11 @@ impl Traced {
         for (n, word) in (0u64..).zip(&mut code) {
             *word = peek(tid, at + n * 8)?;
         }
-        let traced = Self { pid, tid, saved, mask, at, code, until };
+        let traced = Self { pid, tid, saved, mask, at, code, until, held };
         let every = u64::MAX;
         request(libc::PTRACE_SETSIGMASK, tid, size_of::<u64>(), (&raw const every).addr())?;
-        // The instruction, and an address of sixteen zero bytes behind it: AF_UNSPEC.
-        for (n, word) in (0u64..).zip([arch::CODE, 0, 0]) {
+        // The instruction; behind it an address of sixteen bytes that begins with two zeros, AF_UNSPEC, and in it the name of a device.
+        for (n, word) in (0u64..).zip([arch::CODE, 0, u64::from_ne_bytes(*b"lo\0\0\0\0\0\0")]) {
             if let Err(errno) = poke(tid, at + n * 8, word) {
                 traced.restore();
                 return Err(errno);
@@ -164,15 +175,25 @@ impl Traced {
     pub fn close_socket(&mut self, fd: i32) -> Result<(), Errno> {
         let fd = u64::from(fd.cast_unsigned());
         // A close alone would go on sending what is queued; of a datagram socket the answer does not matter.
-        let _ = self.call(libc::SYS_connect, [fd, self.at + 8, 16])?;
-        match self.call(libc::SYS_close, [fd, 0, 0])? {
+        let _ = self.call(libc::SYS_connect, [fd, self.at + 8, 16, 0, 0])?;
+        match self.call(libc::SYS_close, [fd, 0, 0, 0, 0])? {
             0.. => Ok(()),
             refused => Err(Errno::from_raw(i32::try_from(-refused).unwrap_or(0))),
         }
     }
 
+    /// Ties descriptor `fd` to the loopback interface (SO_BINDTODEVICE, socket(7)); whether it says that it did.
+    ///
+    /// # Errors
+    /// Why the call could not be made.
+    pub fn tie_socket(&mut self, fd: i32) -> Result<bool, Errno> {
+        let [level, option] = [libc::SOL_SOCKET, libc::SO_BINDTODEVICE].map(|n| u64::from(n.cast_unsigned()));
+        let fd = u64::from(fd.cast_unsigned());
+        self.call(libc::SYS_setsockopt, [fd, level, option, self.at + 16, 3]).map(|answer| answer == 0)
+    }
+
     /// One system call made by the thread; what it returned.
-    fn call(&mut self, number: i64, args: [u64; 3]) -> Result<i64, Errno> {
+    fn call(&mut self, number: i64, args: [u64; 5]) -> Result<i64, Errno> {
         set_registers(self.tid, &arch::call(self.saved, self.at, number, args))?;
         let until = clock::now().plus(STEP).min(self.until);
         // In and out again: two stops that TRACESYSGOOD marks.
@@ -206,14 +227,29 @@ impl Traced {
 impl Drop for Traced {
     fn drop(&mut self) {
         self.restore();
-        let_go(self.pid, self.tid);
+        if !self.held {
+            // One that is gone needs nothing.
+            let _ = let_go(self.pid, self.tid);
+        }
     }
 }
 
+/// Holds a thread: it comes to a stop that no SIGCONT ends. Not one whose process may be in execve(2), for which this waits.
+///
+/// # Errors
+/// `EPERM` where it may not be traced.
+pub fn hold(tid: i32) -> Result<(), Errno> {
+    request(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD as usize)?;
+    request(libc::PTRACE_INTERRUPT, tid, 0, 0)
+}
+
 /// Lets the thread go with a SIGSTOP pending, which it takes before its next instruction.
-fn let_go(pid: i32, tid: i32) {
+///
+/// # Errors
+/// `ESRCH` where it is gone, or has not come to its stop.
+pub fn let_go(pid: i32, tid: i32) -> Result<(), Errno> {
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP);
-    let _ = request(libc::PTRACE_DETACH, tid, 0, 0);
+    request(libc::PTRACE_DETACH, tid, 0, 0)
 }
 
 fn request(what: libc::c_uint, tid: i32, address: usize, data: usize) -> Result<(), Errno> {

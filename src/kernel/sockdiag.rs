@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// States of TCP (include/net/tcp_states.h).
 pub mod state {
+    /// A connection that is open.
+    pub const ESTABLISHED: u8 = 1;
     /// A connection being opened.
     pub const SYN_SENT: u8 = 2;
     /// Closed here, its last bytes not yet acknowledged.
@@ -43,6 +45,8 @@ pub struct Socket {
     pub queued: u32,
     /// The inode; 0 where no descriptor is left.
     pub inode: u32,
+    /// The interface it is tied to (SO_BINDTODEVICE); 0 for none.
+    pub interface: u32,
 }
 
 impl Socket {
@@ -56,9 +60,25 @@ impl Socket {
     /// Whether the peer is this machine's loopback.
     #[must_use]
     pub fn to_loopback(&self) -> bool {
+        self.is_loopback(&self.destination)
+    }
+
+    /// Whether both of its ends are.
+    #[must_use]
+    pub fn is_within_loopback(&self) -> bool {
+        self.to_loopback() && self.is_loopback(&self.source)
+    }
+
+    /// Whether it is tied to the loopback interface, which is the first of every network namespace (LOOPBACK_IFINDEX, net/flow.h).
+    #[must_use]
+    pub const fn is_tied(&self) -> bool {
+        self.interface == 1
+    }
+
+    fn is_loopback(&self, address: &[u8; 16]) -> bool {
         match i32::from(self.family) {
-            libc::AF_INET => self.destination.first() == Some(&127),
-            _ => loopback6(&self.destination),
+            libc::AF_INET => address.first() == Some(&127),
+            _ => loopback6(address),
         }
     }
 }
@@ -153,7 +173,7 @@ fn answers(mut bytes: &[u8], found: &mut Vec<Socket>) -> Result<bool, Errno> {
     Ok(false)
 }
 
-/// struct inet_diag_msg: family, state, timer, retrans; ports and addresses in network order; rqueue at 56, wqueue at 60,
+/// struct inet_diag_msg: family, state, timer, retrans; ports and addresses in network order; interface at 40, rqueue at 56, wqueue at 60,
 /// inode at 68.
 fn socket(body: &[u8]) -> Option<Socket> {
     let word = |at: usize| body.get(at..)?.first_chunk::<4>().map(|b| u32::from_ne_bytes(*b));
@@ -165,6 +185,7 @@ fn socket(body: &[u8]) -> Option<Socket> {
         destination: *body.get(24..)?.first_chunk()?,
         queued: word(60)?,
         inode: word(68)?,
+        interface: word(40)?,
     })
 }
 

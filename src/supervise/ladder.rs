@@ -12,6 +12,7 @@ use crate::revoke;
 use crate::scrub::job;
 use crate::seal;
 use crate::switches::without;
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -89,12 +90,13 @@ impl Supervisor {
         None
     }
 
-    fn revoke(&mut self, until: Instant) {
+    fn revoke(&mut self, kill: Instant) {
         let now = clock::now();
         // The kill must not wait for it: half of what is left, and never longer than any tree we know of needs.
-        let until = now.plus((until.since(now) / 2).min(REVOKE_AT_MOST));
-        let mut done = revoke::revoke(&mut self.shared.everything(), until);
-        let mut closed = sockdiag::orphans(self.shared.everything().proc_());
+        let until = now.plus((kill.since(now) / 2).min(REVOKE_AT_MOST));
+        let mut done = revoke::revoke(&mut self.shared.everything(), until, kill);
+        let mut closed =
+            if clock::now() < kill { sockdiag::orphans(self.shared.everything().proc_()) } else { Err(Errno::ETIME) };
         // As PID 1 all are the workload's. Elsewhere nobody knows whose a closed one was: those from before it are not.
         let before = |s: &Socket| self.closed_before.iter().any(|before| before.is(s));
         closed.iter_mut().for_each(|closed| closed.retain(|s| !before(s)));

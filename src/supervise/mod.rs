@@ -252,7 +252,9 @@ impl Supervisor {
                     self.facts.reaped(max_rss);
                     // Who was dead long before and not waited for was not killed by us, nor is a thread anybody by itself.
                     let killed = (how == Ended::Signaled(KILLED) && !thread) || without("true_count");
-                    if let Some(killing) = self.killing.as_mut().filter(|_| killed) {
+                    // Who was held tells its tracer first, and is then there for its parent to hear, or for us in its stead.
+                    let twice = self.killing.is_some() && self.frozen.holds(pid) && self.is_shown(pid);
+                    if let Some(killing) = self.killing.as_mut().filter(|_| killed && !twice) {
                         killing.signalled = killing.signalled.map(|n| n.saturating_add(1));
                     }
                     if self.child.as_ref().is_some_and(|c| c.pid == pid) {
@@ -283,6 +285,10 @@ impl Supervisor {
         } else if alone || (self.waits_for_the_last() && self.strangers_only()) {
             self.feed(Event::Empty);
         }
+    }
+
+    fn is_shown(&self, pid: i32) -> bool {
+        self.shared.everything().proc_().is_some_and(|proc_| proc_.stat(pid).is_ok())
     }
 
     fn waits_for_the_last(&self) -> bool {

@@ -250,13 +250,7 @@ fn abilities(
         ("revoke_files", true, libc::RLIMIT_NOFILE, Attack::OpenAfterRevoke, Errno::EMFILE),
         ("revoke_writes", true, libc::RLIMIT_FSIZE, Attack::WriteAfterRevoke, Errno::EFBIG),
         // UID 0 is not bound, and the rung says so.
-        (
-            "revoke_processes",
-            !limits::nproc_does_not_bind(),
-            libc::RLIMIT_NPROC,
-            Attack::ForkAfterRevoke,
-            Errno::EAGAIN,
-        ),
+        ("revoke_processes", limits::unbound().is_none(), libc::RLIMIT_NPROC, Attack::ForkAfterRevoke, Errno::EAGAIN),
     ] {
         let mut limited = Err(Errno::ESRCH);
         let after = probe::child(Some(confinement), &attack, &mut |pid| limited = limits::take_away(pid, resource))?;

@@ -16,6 +16,7 @@ mod strangers;
 mod stubborn;
 mod supervisor;
 mod terminal;
+mod woken;
 
 /// What became of an attack: the errno that refused it.
 type Tried = Result<(), i32>;

@@ -68,6 +68,9 @@ pub fn run(words: &[String]) {
         // meddle FILE MARK
         "meddle" => senders::meddle(word(1), word(2)),
         "sleep" => wait_for_term(),
+        "born-late" => super::woken::born_late(word(1), number(2)),
+        "fork-past" => super::woken::fork_past(),
+        "loopback" => super::woken::loopback(),
         // scan NETWORK wide: on SIGTERM calls thirty neighbours at once and waits for all of them.
         "scan" if word(2) == "wide" => {
             wait_for_term();

@@ -33,7 +33,7 @@ impl Target {
 /// Both protocols for ever, re-connecting, and a file beside it. `undumpable`: hides its descriptors; `own-table`: each
 /// thread has a descriptor table of its own; `headless`: its main thread has ended; `vfork`: its main thread waits in vfork, deaf to what
 /// is sent to the process; `untie`: takes SO_BINDTODEVICE off again (CAP_NET_RAW); `revive`: a sibling without a socket continues it
-/// whenever it is stopped; `duty`: each of its sends ends with a stop, and the sibling's SIGCONT makes the next.
+/// whenever it is stopped; `timers`: so do three thousand timers, each 0.7 ms from 1.7 s after its start on; `duty`: each of its sends ends with a stop, and the sibling's SIGCONT makes the next.
 pub fn trickle(to: Target, file: String, how: &str) {
     if how == "undumpable" {
         // SAFETY: prctl(2) with integers.
@@ -52,6 +52,12 @@ pub fn trickle(to: Target, file: String, how: &str) {
         }
     } else {
         fork();
+    }
+    if how == "timers" {
+        // Eight of them: of one alone some look finds it still between two timers.
+        fork();
+        fork();
+        super::woken::timers(Duration::from_millis(1700), Duration::from_micros(700), 3000);
     }
     let untied = (how == "untie").then(|| to.tcp().parse::<std::net::SocketAddrV4>().unwrap());
     let own_table = how == "own-table";

@@ -288,6 +288,55 @@ fn who_is_revived_by_a_sibling_takes_everything_down_with_it() {
 }
 
 #[test]
+fn who_is_continued_by_timers_is_cut() {
+    let (_file, no_ptrace) = profile("\"ptrace\"");
+    let timers = Senders { how: "timers", ..SENDERS };
+    // What holds it is ptrace: with signals alone it sends on, and nobody says that it does not.
+    let mut controls = Vec::new();
+    for _ in 0..3 {
+        let Some(control) = timers.run(&no_ptrace) else { return };
+        controls.push((control.revoke["network"].clone(), control.overrun));
+    }
+    let goes_on = |(network, overrun): &(_, f64)| *network == "degraded" && *overrun > 0.2;
+    assert!(controls.iter().any(goes_on), "control: signals alone stopped it: {controls:?}");
+    for security in [UNCONFINED, "--log-driver=json-file"] {
+        let ran = timers.run(security).unwrap();
+        assert!(ran.seen.0 > 20 && ran.seen.1 > 20, "{security}: {:?}", ran.seen);
+        assert_eq!(ran.revoke["files"], "enforced", "{security}: {}", ran.revoke);
+        ran.is_cut(security);
+    }
+}
+
+/// What it says of its connection within loopback after the rung.
+fn loopback(who: &[&str], security: &str) -> Option<String> {
+    let out = std::process::Command::new("docker")
+        .args(["run", "--rm", "--read-only", "--pids-limit=200", "--network=none"])
+        .args(who)
+        .arg(security)
+        .arg(format!("--volume={}:/hostile:ro", hostile().display()))
+        .arg(image()?)
+        .args(["--timeout", "500ms", "--soft", "400ms", "--hard", "1400ms", "--adaptive", "no"])
+        .args(["--monitoring", "off", "--", "/hostile", "loopback"])
+        .output()
+        .unwrap();
+    let records = records(&text(&out.stderr));
+    let rung = records.iter().find(|r| r["event"] == "escalated" && r["rung"] == "revoke").unwrap();
+    assert_eq!(rung["network"], "enforced", "{rung}");
+    Some(text(&out.stdout).trim().to_owned())
+}
+
+#[test]
+fn connections_within_loopback_go_on() {
+    let (_file, no_duplicates) = profile("\"pidfd_getfd\"");
+    for security in [UNCONFINED, &no_duplicates, "--log-driver=json-file"] {
+        let Some(said) = loopback(UNPRIVILEGED, security) else { return };
+        assert_eq!(said, "loopback goes on", "{security}");
+    }
+    // Who may take the tie off again (CAP_NET_RAW) could aim the connection elsewhere.
+    assert_eq!(loopback(&["--user=65532:65532"], UNCONFINED).unwrap(), "loopback is cut");
+}
+
+#[test]
 fn who_is_stopped_after_each_byte_is_not_continued_by_a_sibling() {
     let (_file, neither) = profile("\"pidfd_getfd\",\"ptrace\"");
     let duty = Senders { how: "duty", ..SENDERS };

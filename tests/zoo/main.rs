@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, dead_code)]
 
 mod busy;
+mod cutoff;
 mod disk;
 mod doctor;
 mod fuse;

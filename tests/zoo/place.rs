@@ -241,7 +241,7 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 28] = [
+    const NOT: [&str; 32] = [
         "origin",
         "flood",
         "foreground",
@@ -270,6 +270,10 @@ fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
         "environment",
         "own_thread",
         "own_timer",
+        "early_limit",
+        "last_look",
+        "hold",
+        "capable",
     ];
     list.iter().flat_map(|item| item.split(',')).filter(|name| !NOT.contains(name) && !name.is_empty()).collect()
 }
