@@ -1,8 +1,10 @@
-//! The revoke rung against who is woken in the midst of it, and whom no limit binds.
+//! The revoke rung against who is woken in the midst of it, and whom no limit binds; and the supervisor's own limits.
 
 use super::place::*;
 use super::support::*;
 use serde_json::Value;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 const GRACE: &[&str] =
     &["--timeout", "300ms", "--soft", "300ms", "--hard", "1500ms", "--adaptive", "no", "--monitoring", "off"];
@@ -69,4 +71,37 @@ fn who_is_not_bound_by_limits() {
     let unseen = run(Guard::Without("capable"), "-all,+sys_admin");
     assert_eq!(unseen, (true, false, "enforced".to_owned()), "control: it gets past, and nobody says so");
     assert_eq!(run(Guard::Full, "-all,+sys_admin"), (true, false, "degraded".to_owned()));
+}
+
+/// Whoever has our UID and is not under the filter lowers our RLIMIT_FSIZE: the record goes on in its file all the same, and says so.
+#[test]
+fn the_supervisors_own_limits_are_raised_again() {
+    if !able() {
+        return;
+    }
+    let run = |guard: Guard<'_>| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("audit.json");
+        let binary = if matches!(guard, Guard::Without(_)) { switched() } else { std::path::Path::new(BINARY) };
+        let began = Instant::now();
+        let mut command = Command::new(binary);
+        command.arg("--audit-file").arg(&file).args(GRACE).arg("--").arg(hostile()).arg("sleep");
+        if let Guard::Without(off) = guard {
+            command.env("GRACEKEEPER_TEST_WITHOUT", off);
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until("the run has begun", || std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n')));
+        let pid = child.id().to_string();
+        let lowered = Command::new("prlimit").args(["--pid", &pid, "--fsize=0:unlimited"]).status().unwrap();
+        assert!(lowered.success());
+        let ran = finish(child, began);
+        let verified = Command::new(BINARY).arg("verify").arg(&file).output().unwrap().status.code();
+        let seal = records(&std::fs::read_to_string(&file).unwrap()).pop().unwrap();
+        (verified, seal["errors"].to_string(), ran.status.code())
+    };
+    let (verified, _, code) = run(Guard::Without("own_limits"));
+    assert_eq!((verified, code), (Some(3), Some(124)), "control: the file ends where the limit was lowered");
+    let (verified, errors, code) = run(Guard::Full);
+    assert_eq!((verified, code), (Some(0), Some(124)), "{errors}");
+    assert!(errors.contains("our own RLIMIT_FSIZE was lowered"), "{errors}");
 }

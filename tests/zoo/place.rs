@@ -241,7 +241,7 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 32] = [
+    const NOT: [&str; 33] = [
         "origin",
         "flood",
         "foreground",
@@ -274,6 +274,7 @@ fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
         "last_look",
         "hold",
         "capable",
+        "own_limits",
     ];
     list.iter().flat_map(|item| item.split(',')).filter(|name| !NOT.contains(name) && !name.is_empty()).collect()
 }

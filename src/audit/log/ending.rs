@@ -35,6 +35,7 @@ impl Log {
             return;
         }
         self.sealed = true;
+        self.restore_limits();
         if body.status != "launch_failed" {
             self.stderr.share();
         }

@@ -16,9 +16,10 @@ use super::record::Body;
 use super::scribe::Scribe;
 use super::stderr::StderrSink;
 use super::time::rfc3339;
-use crate::kernel::{Cause, Outcome, clock};
+use crate::kernel::{Cause, Outcome, clock, limits};
 use crate::machine::types::Instant;
 use crate::settings::AuditLevel;
+use crate::switches::without;
 use ending::PANIC_PATIENCE;
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
@@ -72,6 +73,8 @@ pub struct Log {
     /// Records that no sink took.
     dropped: u64,
     sealed: bool,
+    /// Our own limits when it was opened.
+    own: limits::Own,
 }
 
 impl Log {
@@ -107,8 +110,19 @@ impl Log {
         self.attend(clock::now());
     }
 
+    /// Raises our own limits again, where somebody lowered them: the file would take nothing more.
+    fn restore_limits(&mut self) {
+        if without("own_limits") {
+            return;
+        }
+        // Nothing is allocated where nothing was lowered.
+        let lowered: Vec<&str> = self.own.restore().collect();
+        lowered.into_iter().for_each(|what| self.trouble(what.to_owned()));
+    }
+
     /// Has one record written where it belongs, waiting for the disk until then.
     fn record(&mut self, body: &Body, time: String, until: Option<Instant>) {
+        self.restore_limits();
         let file_failed = self.file_cause.is_some();
         let Some(scribe) = self.file.as_mut().filter(|_| !file_failed) else { return self.divert(body, &time) };
         let Some(line) = fitting(&self.file_chain, body, &time) else {

@@ -8,7 +8,7 @@ use crate::audit::file::AuditSink;
 use crate::audit::message::MessageSink;
 use crate::audit::scribe::Scribe;
 use crate::audit::stderr::StderrSink;
-use crate::kernel::{Cause, random};
+use crate::kernel::{Cause, limits, random};
 use crate::settings::{AuditFile, AuditKey, AuditLevel};
 use std::collections::VecDeque;
 use std::fmt;
@@ -146,6 +146,7 @@ impl Log {
             troubles: Vec::new(),
             dropped: 0,
             sealed: false,
+            own: limits::Own::remember(),
         })
     }
 }
