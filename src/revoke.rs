@@ -167,7 +167,10 @@ impl Revoked {
             }
             Err(errno) => format!("closed sockets cannot be looked for: {errno:?}"),
         };
-        self.network = "degraded";
+        // What was not cut at all is not the better for it.
+        if self.network == "enforced" {
+            self.network = "degraded";
+        }
         self.error(said);
     }
 }
@@ -186,5 +189,8 @@ mod tests {
             (done.network, done.errors),
             ("degraded", vec!["closed sockets cannot be looked for: EPERM".to_owned()])
         );
+        let mut done = Revoked { network: "unavailable", ..Revoked::default() };
+        done.orphans(Err(Errno::EPERM), "");
+        assert_eq!(done.network, "unavailable");
     }
 }
