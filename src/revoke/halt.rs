@@ -135,7 +135,7 @@ impl Revoked {
             if still {
                 continue;
             }
-            if clock::now().since(began) >= patience && !without("hold") {
+            if clock::now().since(began) >= patience {
                 self.hold(everything, until);
             }
             clock::pause(pause);

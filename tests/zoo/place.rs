@@ -241,7 +241,7 @@ pub fn it_says(attempt: &Attempt) -> bool {
 
 /// The names of a list that are those of protections in the record.
 fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
-    const NOT: [&str; 33] = [
+    const NOT: [&str; 32] = [
         "origin",
         "flood",
         "foreground",
@@ -272,7 +272,6 @@ fn recorded<'a>(list: &[&'a str]) -> Vec<&'a str> {
         "own_timer",
         "early_limit",
         "last_look",
-        "hold",
         "capable",
         "own_limits",
     ];
