@@ -159,6 +159,12 @@ impl Facts {
         }
     }
 
+    /// Whether that was detected.
+    #[must_use]
+    pub fn has_detected(&self, rule: Rule) -> bool {
+        self.detections.iter().any(|detection| detection.rule == rule.name())
+    }
+
     /// A detection, recorded at once and in the seal.
     pub fn detected(&mut self, rule: Rule, value: u64, threshold: u64, kill: bool, machine: &Machine, log: &mut Log) {
         let detection = Detection {

@@ -49,7 +49,7 @@ impl Supervisor {
             State::Launching | State::Running => self.watch.due(),
             State::Terminating(_) => {
                 let frozen = (!self.frozen.is_empty()).then_some(self.refreeze);
-                self.watch.due().into_iter().chain(frozen).min()
+                self.watch.due().into_iter().chain(frozen).chain(self.activity_due()).min()
             }
             State::Draining { .. } => None,
             State::Scrubbing { .. } => self.scrub.as_ref().and_then(Job::due),
@@ -83,9 +83,14 @@ impl Supervisor {
             let after = clock::now();
             self.refreeze = now.plus(REFREEZE).max(after.plus(after.since(now) * 3));
         }
-        if self.watch.due().is_none_or(|due| now < due) {
-            return;
+        let killed = self.watch.due().is_some_and(|due| now >= due) && self.take_a_sample();
+        if !killed && self.activity_due().is_some_and(|due| now >= due) {
+            self.record_activity(now);
         }
+    }
+
+    /// A sample of the grace; whether it was a reason to kill.
+    fn take_a_sample(&mut self) -> bool {
         let detected = self.watch.look(&mut self.shared.everything());
         self.facts.peak(self.watch.alive());
         // The kill before the records: writing one may take as long as the disk likes.
@@ -95,16 +100,17 @@ impl Supervisor {
         for d in &detected {
             self.facts.detected(d.rule, d.value, d.threshold, d.kill, &self.machine, &mut self.shared.log());
         }
-        if detected.iter().all(|d| !d.kill) {
-            self.record_activity(now);
-        }
+        detected.iter().any(|d| d.kill)
+    }
+
+    /// When what each process is doing is to be recorded next. It belongs to the audit level, not to the monitoring, and costs nothing
+    /// before the trigger.
+    fn activity_due(&self) -> Option<Instant> {
+        let (_, trigger) = self.machine.trigger().filter(|_| self.comprehensive)?;
+        Some(self.next_activity.unwrap_or_else(|| trigger.plus(ACTIVITY_AFTER)))
     }
 
     fn record_activity(&mut self, now: Instant) {
-        let Some((_, trigger)) = self.machine.trigger().filter(|_| self.comprehensive) else { return };
-        if now < self.next_activity.unwrap_or_else(|| trigger.plus(ACTIVITY_AFTER)) {
-            return;
-        }
         self.next_activity = Some(now.plus(ACTIVITY_EVERY));
         let (processes, more) = {
             let mut everything = self.shared.everything();

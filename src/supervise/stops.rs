@@ -126,7 +126,8 @@ impl Supervisor {
                 suppressed: 0,
             }));
         }
-        if self.spoofed_window.1 > SPOOFED_FLOOD && !without("flood") {
+        // Once: what follows until everybody is dead must not fill the record.
+        if self.spoofed_window.1 > SPOOFED_FLOOD && !self.facts.has_detected(Rule::SignalFlood) && !without("flood") {
             self.facts.detected(
                 Rule::SignalFlood,
                 self.spoofed_window.1,

@@ -156,6 +156,8 @@ fn burner() {
     let run = Run { network: false, limits: &limits, monitoring: "off", options: &options, words: &words };
     let (code, records) = run.to_the_end(false);
     assert_eq!((code, rules(&records)), (124, vec![]), "the control: nobody looks: {records:#?}");
+    let activity = records.iter().filter(|r| r["event"] == "activity").count();
+    assert!(activity >= 2, "the activity belongs to the level, not to the monitoring: {records:#?}");
     let run = Run { monitoring: "aggressive", ..run };
     let (code, records) = run.to_the_end(false);
     assert_eq!(code, 124, "{records:#?}");

@@ -180,6 +180,7 @@ fn a_hundred_real_stops_in_floods() {
             ("terminated", 143) => honoured += 1,
             ("violation", 121) => {
                 assert_eq!(seal["detections"][0]["rule"], "signal_flood", "{seal:#}");
+                assert_eq!(seal["detections"].as_array().unwrap().len(), 1, "once: {seal:#}");
                 assert!(off.is_some(), "a refused flood is none: {seal:#}");
                 ended += 1;
             }
