@@ -284,7 +284,7 @@ impl Facts {
                 processes_created: counted.last_pid,
                 processes_peak: self.peak,
                 bytes_sent: counted.bytes_sent,
-                network_attempts: counted.network_attempts,
+                network_attempts: counted.network_attempts(),
             },
             cleanup,
             output: self.output.clone(),

@@ -1,8 +1,9 @@
 //! The detection rules under random counters and clocks: time going nowhere or leaping, counters wrapping, vanishing, returning.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use gracekeeper::machine::traffic::Traffic;
 use gracekeeper::machine::types::{Instant, Rule};
-use gracekeeper::watch::rules::{ALIVE, BYTES, CREATED, GROWTH, PEERS, Reading, Rules};
+use gracekeeper::watch::rules::{ALIVE, ATTEMPTS, BYTES, CREATED, GROWTH, PEERS, Reading, Rules};
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -18,19 +19,42 @@ fn counter() -> impl Strategy<Value = Option<u64>> {
 
 fn reading() -> impl Strategy<Value = Reading> {
     let time = prop_oneof![8 => 0u64..3_000, 1 => Just(0), 1 => any::<u64>()];
-    (time, counter(), counter(), counter(), counter(), counter(), counter(), counter(), counter()).prop_map(
-        |(ms, bytes_sent, created, alive, attempts, peers, listeners, cpu, memory)| Reading {
+    let some = (counter(), counter(), counter(), counter(), counter(), counter());
+    (time, some, counter(), counter(), counter(), traffic()).prop_map(
+        |(ms, (bytes_sent, created, threads, alive, cpu, memory), peers, listeners, local, traffic)| Reading {
             at: Instant(Duration::from_millis(ms)),
             bytes_sent,
             created,
+            threads,
             alive,
-            attempts,
+            traffic,
             peers,
             listeners,
+            local,
             cpu: cpu.map(Duration::from_micros),
             memory,
         },
     )
+}
+
+fn traffic() -> impl Strategy<Value = Option<Traffic>> {
+    proptest::option::of(proptest::collection::vec(counter(), 11).prop_map(|counts| {
+        let mut counts = counts.into_iter().map(Option::unwrap_or_default);
+        let mut next = || counts.next().unwrap();
+        Traffic {
+            frames: next(),
+            loopback: next(),
+            opened: next(),
+            accepted: next(),
+            failed: next(),
+            resets: next(),
+            broken: next(),
+            datagrams: next(),
+            received: next(),
+            no_port: next(),
+            unreachable: next(),
+        }
+    }))
 }
 
 /// What a counter can have counted at the most: the sum of its rises between readings that were made.
@@ -50,16 +74,19 @@ proptest! {
         for (n, now) in readings.iter().enumerate().skip(1) {
             let so_far = &readings[..=n];
             for d in rules.look(now) {
-                prop_assert!(!said.contains(&d.rule), "each rule speaks once");
-                said.push(d.rule);
+                let before = said.iter().any(|&(rule, kill)| rule == d.rule && (kill || !d.kill));
+                prop_assert!(!before, "each rule speaks once, or once to be recorded and once to kill");
+                said.push((d.rule, d.kill));
                 prop_assert!(d.value > d.threshold);
                 let evidence = match d.rule {
                     Rule::DataExfiltration => rises(so_far, |r| r.bytes_sent) > BYTES,
                     Rule::ForkBomb => rises(so_far, |r| r.created) > CREATED
                         || now.alive.zip(readings[0].alive).is_some_and(|(a, b)| a > b.saturating_add(ALIVE)),
                     Rule::NetworkScan => now.peers.is_some_and(|p| p > PEERS)
-                        || (now.attempts.is_some() && rises(so_far, |r| r.bytes_sent) > 50 * 42),
-                    Rule::BackdoorListener => now.listeners.is_some_and(|l| l > 0),
+                        || rises(so_far, |r| r.traffic.map(|t| t.frames)) > ATTEMPTS.min(
+                            rises(so_far, |r| r.traffic.map(|t| t.opened))
+                                .max(rises(so_far, |r| r.traffic.map(|t| t.datagrams)))),
+                    Rule::BackdoorListener => now.listeners.max(now.local).is_some_and(|l| l > 0),
                     Rule::CpuMining => now.cpu.is_some(),
                     // The growth between any two readings; a gap of no time counts as a millisecond.
                     Rule::MemoryGrowth => so_far.iter().filter_map(|r| r.memory).min()
@@ -83,7 +110,9 @@ proptest! {
             bytes_sent: Some((bytes * ms / 1000).min(BYTES)),
             created: Some(forks * ms / 1000),
             alive: Some(10 + forks % 50),
-            attempts: Some(ms / 1000),
+            traffic: Some(Traffic { frames: bytes * ms / 1000, opened: ms / 1000, ..Traffic::default() }),
+            threads: Some(forks % 7),
+            local: Some(0),
             peers: Some(1),
             listeners: Some(0),
             cpu: Some(Duration::from_millis(ms * 4 / 5)),

@@ -75,6 +75,12 @@ impl Socket {
         self.interface == 1
     }
 
+    /// Whether its own address is, so that nobody outside reaches it.
+    #[must_use]
+    pub fn on_loopback(&self) -> bool {
+        self.is_loopback(&self.source)
+    }
+
     fn is_loopback(&self, address: &[u8; 16]) -> bool {
         match i32::from(self.family) {
             libc::AF_INET => address.first() == Some(&127),

@@ -85,16 +85,31 @@ pub fn count(proc_: &Proc, pid: i32, tid: i32, until: Instant) -> Result<(u64, O
     Ok((descriptors, sockets))
 }
 
-/// The inodes of the sockets a process holds, in whichever thread's table; whether that was all of them.
-pub fn inodes(proc_: &Proc, pid: i32, until: Instant, mut each: impl FnMut(u64)) -> bool {
-    // A process that is gone, or that hides its descriptors, has none that could be named.
-    proc_
-        .each_number(&format!("{pid}/task"), |tid| {
-            let looked =
-                each_descriptor(proc_, pid, tid, until, |_, _, inode| inode.into_iter().flatten().for_each(&mut each));
-            looked != Err(Errno::ETIME) && clock::now() < until
-        })
-        .unwrap_or(true)
+/// Calls `each` with the inodes of the sockets a process holds, in whichever thread's table. One that is gone holds none.
+///
+/// # Errors
+/// As `outside`; where it is `EACCES`, `each` was still called with those that could be named.
+pub fn inodes(proc_: &Proc, pid: i32, until: Instant, mut each: impl FnMut(u64)) -> Result<(), Errno> {
+    let mut all = Ok(());
+    let listed = proc_.each_number(&format!("{pid}/task"), |tid| {
+        let mut unknown = Ok(());
+        let looked = each_descriptor(proc_, pid, tid, until, |_, _, inode| match inode {
+            Ok(inode) => inode.into_iter().for_each(&mut each),
+            Err(errno) => unknown = Err(errno),
+        });
+        match looked.and(unknown) {
+            // The table of who has ended is root's, and empty.
+            Err(Errno::EACCES) if proc_.thread_is_gone(pid, tid) => {}
+            Err(errno) if !is_gone(errno) => all = Err(errno),
+            _ => {}
+        }
+        all != Err(Errno::ETIME) && (clock::now() < until || without("walk_deadline"))
+    });
+    match listed {
+        Err(errno) if !is_gone(errno) => Err(errno),
+        Ok(false) => Err(Errno::ETIME),
+        _ => all,
+    }
 }
 
 /// How the descriptor tables of two stopped threads of any process are to each other, in an order of the kernel's own (kcmp(2),

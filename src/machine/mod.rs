@@ -3,4 +3,5 @@
 pub mod plan;
 pub mod status;
 pub mod step;
+pub mod traffic;
 pub mod types;

@@ -37,7 +37,7 @@ impl Supervisor {
         self.facts.peak(alive);
         let counted = self.facts.counted(everything.proc_());
         self.machine.observe(Behaviour {
-            network_attempts: counted.network_attempts,
+            network_attempts: counted.network_attempts(),
             subprocesses: alive.map(|n| n.saturating_sub(1)),
             memory_growth: self.watch.growth(),
         });

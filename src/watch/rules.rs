@@ -1,8 +1,9 @@
 //! The detections of section 6: readings in, detections out.
 //!
 //! Pure: no clock, no descriptor. Invariants: a counter that cannot be read, or that runs backwards, accuses nobody; each rule
-//! speaks once in a run; what is kept is bounded.
+//! speaks once in a run, or once to be recorded and once to kill; what is kept is bounded.
 
+use crate::machine::traffic::Traffic;
 use crate::machine::types::{Instant, Rule};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,9 +14,10 @@ pub const BYTES: u64 = 1_000_000;
 pub const CREATED: u64 = 200;
 /// Processes alive more than at the trigger.
 pub const ALIVE: u64 = 64;
-/// Connection attempts within a second.
+/// Connection attempts within a second; datagrams that nobody answers.
 pub const ATTEMPTS: u64 = 50;
-/// Distinct peers in SYN_SENT.
+/// Distinct peers in SYN_SENT; messages within a second that somebody cannot be reached (one host sends no more than a few of them,
+/// icmp(7)).
 pub const PEERS: u64 = 20;
 /// Memory growth in bytes a second.
 pub const GROWTH: u64 = 100_000_000;
@@ -24,9 +26,6 @@ const CPU_PART: u64 = 900;
 /// For how long.
 const CPU_FOR: Duration = Duration::from_secs(2);
 const SECOND: Duration = Duration::from_secs(1);
-/// The smallest frame that any attempt to reach somebody puts on a wire: Ethernet, IPv4 and UDP headers. The kernel counts
-/// attempts on loopback as well; those put nothing there.
-const FRAME: u64 = 42;
 /// Readings kept: two seconds of the fastest sampling, and some.
 const KEPT: usize = 128;
 
@@ -37,16 +36,20 @@ pub struct Reading {
     pub at: Instant,
     /// Bytes sent on interfaces other than loopback (a counter).
     pub bytes_sent: Option<u64>,
-    /// Processes created (a counter).
+    /// Processes created, and threads where `threads` says how many (a counter).
     pub created: Option<u64>,
+    /// Threads alive, but for the first of each process.
+    pub threads: Option<u64>,
     /// Processes alive.
     pub alive: Option<u64>,
-    /// Connections opened and datagrams sent (a counter).
-    pub attempts: Option<u64>,
+    /// What connection attempts are told by (counters).
+    pub traffic: Option<Traffic>,
     /// Distinct peers outside loopback in SYN_SENT.
     pub peers: Option<u64>,
     /// Listening sockets that were not there at the trigger.
     pub listeners: Option<u64>,
+    /// Those of them that only loopback reaches.
+    pub local: Option<u64>,
     /// CPU time used (a counter).
     pub cpu: Option<Duration>,
     /// Memory, in bytes.
@@ -91,7 +94,7 @@ impl Meter {
 struct Kept {
     at: Instant,
     created: Option<u64>,
-    outside: Option<u64>,
+    traffic: Option<Traffic>,
     cpu: Option<u64>,
     memory: Option<u64>,
 }
@@ -103,12 +106,15 @@ pub struct Rules {
     /// Thousandths of a CPU.
     cpus: u64,
     alive: Option<u64>,
+    memory: Option<u64>,
     bytes: Meter,
     created: Meter,
-    attempts: Meter,
+    /// Rises only: a thread that ends was created all the same.
+    threads: Meter,
     cpu: Meter,
     kept: VecDeque<Kept>,
-    said: Vec<Rule>,
+    /// What was said, and whether it was to kill.
+    said: Vec<(Rule, bool)>,
 }
 
 impl Rules {
@@ -119,9 +125,10 @@ impl Rules {
             aggressive,
             cpus,
             alive: base.alive,
+            memory: base.memory,
             bytes: Meter::default(),
             created: Meter::default(),
-            attempts: Meter::default(),
+            threads: Meter::default(),
             cpu: Meter::default(),
             kept: VecDeque::with_capacity(KEPT),
             said: Vec::new(),
@@ -130,50 +137,76 @@ impl Rules {
         rules
     }
 
+    /// Whether so many processes were created that it may as well have been threads: then how many threads there are has to be known as
+    /// of now, before anybody is accused.
+    #[must_use]
+    pub fn may_be_threads(&self, now: &Reading) -> bool {
+        let (created, threads) = (self.created, self.threads);
+        now.threads.is_some() && self.too_many(now).is_none() && self.born(now, created, threads).1 > Some(CREATED)
+    }
+
     /// What this reading says that none before it did.
     pub fn look(&mut self, now: &Reading) -> Vec<Detected> {
         let bytes = self.bytes.take(now.bytes_sent);
-        // No more attempts than frames that left.
-        let outside = match (self.attempts.take(now.attempts), bytes) {
-            (Some(attempts), Some(bytes)) => Some(attempts.min(bytes / FRAME)),
-            _ => None,
-        };
+        let (created, born) = self.born(now, self.created, self.threads);
+        let _ = (self.created.take(now.created), self.threads.take(now.threads));
         let kept = Kept {
             at: now.at,
-            created: self.created.take(now.created),
-            outside,
+            created,
+            traffic: now.traffic,
             cpu: self.cpu.take(now.cpu.map(|cpu| u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX))),
-            memory: now.memory,
+            // What is below the level at the trigger, and comes back to it, is no growth since then.
+            memory: now.memory.map(|memory| self.memory.map_or(memory, |base| memory.max(base))),
         };
+        let traffic = |of: fn(&Traffic) -> u64| {
+            let now = kept.traffic;
+            self.within_a_second(kept.at, |k| Some(of(&now?.since(&k.traffic?)?)))
+        };
+        let unanswered = traffic(Traffic::unanswered);
+        let scan = unanswered > Some(ATTEMPTS) && traffic(Traffic::unreached) > Some(PEERS);
         let mut found = Vec::new();
-        let mut over = |rule, value: Option<u64>, threshold| {
+        let mut over = |rule, kill, value: Option<u64>, threshold| {
             if let Some(value) = value.filter(|&v| v > threshold) {
-                found.push((rule, value, threshold));
+                found.push(Detected { rule, value, threshold, kill: kill && self.kills(rule) });
             }
         };
-        over(Rule::DataExfiltration, bytes, BYTES);
-        over(Rule::ForkBomb, self.within_a_second(&kept, |k| k.created), CREATED);
-        over(Rule::ForkBomb, now.alive.zip(self.alive).map(|(now, then)| now.saturating_sub(then)), ALIVE);
-        over(Rule::NetworkScan, self.within_a_second(&kept, |k| k.outside), ATTEMPTS);
-        over(Rule::NetworkScan, now.peers, PEERS);
-        over(Rule::BackdoorListener, now.listeners, 0);
-        over(Rule::CpuMining, self.cpu_used(&kept), self.cpus.saturating_mul(CPU_PART) / 1000);
-        over(Rule::MemoryGrowth, self.within_a_second(&kept, |k| k.memory), GROWTH);
+        over(Rule::DataExfiltration, true, bytes, BYTES);
+        over(Rule::ForkBomb, true, born, CREATED);
+        over(Rule::ForkBomb, true, self.too_many(now), ALIVE);
+        over(Rule::NetworkScan, true, traffic(Traffic::opened_outside), ATTEMPTS);
+        over(Rule::NetworkScan, true, now.peers, PEERS);
+        // Datagrams are no connections, and may all go to one peer that never answers.
+        over(Rule::NetworkScan, scan, unanswered, ATTEMPTS);
+        over(Rule::BackdoorListener, true, now.listeners.map(|all| all.saturating_sub(now.local.unwrap_or(0))), 0);
+        over(Rule::BackdoorListener, false, now.local, 0);
+        over(Rule::CpuMining, true, self.cpu_used(&kept), self.cpus.saturating_mul(CPU_PART) / 1000);
+        let memory = self.within_a_second(kept.at, |k| Some(kept.memory?.saturating_sub(k.memory?)));
+        over(Rule::MemoryGrowth, true, memory, GROWTH);
         while self.kept.len() >= KEPT {
             self.kept.pop_front();
         }
         self.kept.push_back(kept);
-        found.retain(|(rule, ..)| {
-            let new = !self.said.contains(rule);
+        found.retain(|d| {
+            let new = !self.said.iter().any(|&(rule, kill)| rule == d.rule && (kill || !d.kill));
             if new {
-                self.said.push(*rule);
+                self.said.push((d.rule, d.kill));
             }
             new
         });
         found
-            .into_iter()
-            .map(|(rule, value, threshold)| Detected { rule, value, threshold, kill: self.kills(rule) })
-            .collect()
+    }
+
+    /// Processes created so far, and within the last second. A thread that is there was counted when it was created; one that has come and
+    /// gone between two looks cannot be told from a process.
+    fn born(&self, now: &Reading, mut created: Meter, mut threads: Meter) -> (Option<u64>, Option<u64>) {
+        let threads = threads.take(now.threads).unwrap_or(threads.total);
+        let so_far = created.take(now.created).map(|created| created.saturating_sub(threads));
+        (so_far, self.within_a_second(now.at, |k| Some(so_far?.saturating_sub(k.created?))))
+    }
+
+    /// How many more are alive than at the trigger, where that is too many.
+    fn too_many(&self, now: &Reading) -> Option<u64> {
+        now.alive.zip(self.alive).map(|(now, then)| now.saturating_sub(then)).filter(|&more| more > ALIVE)
     }
 
     /// The table of section 6.
@@ -185,17 +218,16 @@ impl Rules {
         }
     }
 
-    /// How much was added within the last second. After a gap longer than that, the gap's average for one second.
-    fn within_a_second(&self, now: &Kept, of: fn(&Kept) -> Option<u64>) -> Option<u64> {
-        let value = of(now)?;
-        let earlier = |k: &&Kept| of(k).is_some();
-        let from = now.at.minus(SECOND);
-        if let Some(first) = self.kept.iter().filter(earlier).find(|k| k.at >= from) {
-            return Some(value.saturating_sub(of(first)?));
+    /// How much was added within the last second, where `added` says how much since a reading. After a gap longer than that, the gap's
+    /// average for one second.
+    fn within_a_second(&self, now: Instant, added: impl Fn(&Kept) -> Option<u64>) -> Option<u64> {
+        let from = now.minus(SECOND);
+        if let Some(value) = self.kept.iter().filter(|k| k.at >= from).find_map(&added) {
+            return Some(value);
         }
-        let last = self.kept.iter().rev().find(earlier)?;
-        let gap = u64::try_from(now.at.since(last.at).as_millis()).unwrap_or(u64::MAX).max(1);
-        Some(value.saturating_sub(of(last)?).saturating_mul(1000) / gap)
+        let (last, value) = self.kept.iter().rev().find_map(|k| Some((k, added(k)?)))?;
+        let gap = u64::try_from(now.since(last.at).as_millis()).unwrap_or(u64::MAX).max(1);
+        Some(value.saturating_mul(1000) / gap)
     }
 
     /// Thousandths of a CPU, on average over the last two seconds at least; `None` before there are two.
@@ -227,7 +259,7 @@ mod tests {
             bytes_sent: Some(500),
             created: Some(70),
             alive: Some(3),
-            attempts: zero,
+            traffic: Some(Traffic::default()),
             memory: zero,
             cpu: Some(Duration::ZERO),
             ..at(0)
@@ -242,9 +274,10 @@ mod tests {
             assert_eq!(said(&mut new(), Reading { created: Some(470), ..at(2000) }), [], "200 a second");
             assert_eq!(said(&mut new(), Reading { alive: Some(67), ..at(9) }), []);
             assert_eq!(said(&mut new(), Reading { alive: Some(68), ..at(9) }), [(Rule::ForkBomb, true)]);
-            let scan = |bytes: u64| Reading { attempts: Some(51), bytes_sent: Some(500 + bytes), ..at(500) };
-            assert_eq!(said(&mut new(), scan(51 * 42)), [(Rule::NetworkScan, aggressive)]);
-            assert_eq!(said(&mut new(), scan(51 * 42 - 1)), [], "most of them were loopback's");
+            let scan =
+                |frames| Reading { traffic: Some(Traffic { opened: 51, frames, ..Traffic::default() }), ..at(500) };
+            assert_eq!(said(&mut new(), scan(51)), [(Rule::NetworkScan, aggressive)]);
+            assert_eq!(said(&mut new(), scan(50)), [], "one of them did not leave");
             assert_eq!(said(&mut new(), Reading { peers: Some(21), ..at(1) }), [(Rule::NetworkScan, aggressive)]);
             assert_eq!(
                 said(&mut new(), Reading { listeners: Some(1), ..at(1) }),
@@ -260,6 +293,81 @@ mod tests {
             assert_eq!(said(&mut rules, cpu(1810, 2000)), [(Rule::CpuMining, false)]);
             assert_eq!(said(&mut rules, cpu(9000, 2020)), [], "each rule speaks once");
         }
+    }
+
+    #[test]
+    fn a_second_is_judged_by_its_own_packets() {
+        let quiet = Traffic::default();
+        let traffic = |traffic, t| Reading { traffic: Some(traffic), ..at(t) };
+        // 300 kB went out before, and then 60 connections were opened, over loopback and not.
+        let upload = Traffic { frames: 250, opened: 1, ..quiet };
+        let scan = Traffic { frames: 310, opened: 61, ..quiet };
+        let local = Traffic { frames: 310, opened: 61, accepted: 60, loopback: 420, ..quiet };
+        let after_local = Traffic { frames: 370, opened: 121, ..local };
+        for (then, expected) in [(scan, vec![(Rule::NetworkScan, true)]), (local, vec![])] {
+            let mut rules = Rules::new(true, 1000, &traffic(quiet, 0));
+            assert_eq!(said(&mut rules, traffic(upload, 20)), []);
+            assert_eq!(said(&mut rules, traffic(then, 1000)), expected);
+        }
+        // What loopback did a second ago excuses nothing now.
+        let mut rules = Rules::new(true, 1000, &traffic(quiet, 0));
+        assert_eq!(said(&mut rules, traffic(local, 500)), []);
+        assert_eq!(said(&mut rules, traffic(local, 1600)), []);
+        assert_eq!(said(&mut rules, traffic(after_local, 2000)), [(Rule::NetworkScan, true)]);
+    }
+
+    #[test]
+    fn datagrams_alone_are_recorded() {
+        let sent = |datagrams, unreachable, t| Reading {
+            traffic: Some(Traffic { frames: datagrams, datagrams, unreachable, ..Traffic::default() }),
+            ..at(t)
+        };
+        let new = || Rules::new(true, 1000, &sent(0, 0, 0));
+        assert_eq!(said(&mut new(), sent(50, 50, 9)), []);
+        let mut rules = new();
+        assert_eq!(said(&mut rules, sent(60, 6, 100)), [(Rule::NetworkScan, false)], "one peer that is not there");
+        assert_eq!(said(&mut rules, sent(120, 12, 200)), [], "once");
+        assert_eq!(said(&mut rules, sent(1000, 30, 300)), [(Rule::NetworkScan, true)], "more than one host says so");
+        assert_eq!(said(&mut rules, sent(2000, 60, 400)), []);
+        let mut standard = Rules::new(false, 1000, &sent(0, 0, 0));
+        assert_eq!(said(&mut standard, sent(1000, 30, 300)), [(Rule::NetworkScan, false)]);
+        assert_eq!(said(&mut standard, Reading { peers: Some(21), ..at(400) }), [], "recorded already");
+    }
+
+    #[test]
+    fn a_listener_on_loopback_is_recorded_and_one_outside_kills_after_it() {
+        let listeners = |all, local, t| Reading { listeners: Some(all), local: Some(local), ..at(t) };
+        let mut rules = Rules::new(true, 1000, &listeners(0, 0, 0));
+        assert_eq!(said(&mut rules, listeners(1, 1, 20)), [(Rule::BackdoorListener, false)]);
+        assert_eq!(said(&mut rules, listeners(2, 2, 40)), []);
+        assert_eq!(said(&mut rules, listeners(2, 1, 60)), [(Rule::BackdoorListener, true)]);
+    }
+
+    #[test]
+    fn threads_are_no_processes() {
+        let born = |created, threads, t| Reading { created: Some(created), threads, ..at(t) };
+        let new = || Rules::new(true, 1000, &born(70, Some(4), 0));
+        // A pool of 220 threads, seen when it is looked for, and 200 that end between two looks.
+        let mut rules = new();
+        assert!(rules.may_be_threads(&born(290, Some(4), 20)) && !rules.may_be_threads(&born(270, Some(4), 20)));
+        assert_eq!(said(&mut rules, born(290, Some(224), 20)), []);
+        assert_eq!(said(&mut rules, born(290, Some(4), 40)), [], "they have ended");
+        assert_eq!(said(&mut rules, born(510, Some(224), 60)), [], "and another pool");
+        assert_eq!(said(&mut rules, born(711, Some(224), 80)), [(Rule::ForkBomb, true)]);
+        assert_eq!(said(&mut new(), born(271, None, 20)), [(Rule::ForkBomb, true)], "nobody could be looked at");
+        assert!(!new().may_be_threads(&born(271, None, 20)));
+        let base = Reading { alive: Some(3), ..born(70, Some(4), 0) };
+        let bomb = Reading { alive: Some(90), ..born(300, Some(4), 20) };
+        assert!(!Rules::new(true, 1000, &base).may_be_threads(&bomb), "no look at a bomb of processes");
+    }
+
+    #[test]
+    fn memory_below_the_level_at_the_trigger_is_no_growth() {
+        let memory = |bytes, t| Reading { memory: Some(bytes), ..at(t) };
+        let mut rules = Rules::new(true, 1000, &memory(3 * GROWTH, 0));
+        assert_eq!(said(&mut rules, memory(0, 1200)), []);
+        assert_eq!(said(&mut rules, memory(4 * GROWTH, 1300)), []);
+        assert_eq!(said(&mut rules, memory(4 * GROWTH + 1, 1400)), [(Rule::MemoryGrowth, true)]);
     }
 
     #[test]

@@ -8,11 +8,12 @@ use super::rules::{Detected, Reading, Rules};
 use crate::kernel::counters::Counters;
 use crate::kernel::kill::{Count, Everything};
 use crate::kernel::outcome::{Cause, Outcome};
-use crate::kernel::proc::{Identity, Stat};
+use crate::kernel::proc::{Identity, Proc, Stat};
 use crate::kernel::sockdiag::{self, Socket, state};
 use crate::kernel::{clock, cpu, sockets};
 use crate::machine::types::Instant;
 use crate::settings::Monitoring;
+use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
@@ -41,14 +42,18 @@ pub struct Watch {
     next: Instant,
     pause: Duration,
     walked: Option<Instant>,
-    /// What each process had at the last walk: CPU time and resident memory.
-    known: HashMap<Identity, (Duration, u64)>,
+    /// What each process had at the last walk.
+    known: HashMap<Identity, Had>,
     alive: Option<u64>,
+    /// Threads alive, but for the first of each process.
+    threads: Option<u64>,
     created: u64,
     cpu: Duration,
     memory: u64,
     listeners: Option<HashSet<Listener>>,
-    /// As PID 1: the network attempts counted when nobody of the workload was opening a connection.
+    /// Listeners that nobody of the workload held when they were looked for after the last walk, by their inodes.
+    foreign: HashSet<u32>,
+    /// As PID 1: the connections counted as opened when nobody of the workload was opening one.
     quiet: Option<u64>,
     rules: Option<Rules>,
     /// The fastest growth of memory before the trigger, in bytes a second.
@@ -68,10 +73,12 @@ impl Watch {
             walked: None,
             known: HashMap::new(),
             alive: None,
+            threads: None,
             created: 0,
             cpu: Duration::ZERO,
             memory: 0,
             listeners: None,
+            foreign: HashSet::new(),
             quiet: None,
             rules: None,
             growth: None,
@@ -80,7 +87,7 @@ impl Watch {
 
     /// What was counted before the workload ran.
     pub fn baseline(&mut self, counters: Option<&Counters>) {
-        self.quiet = counters.and_then(|counters| counters.network_attempts);
+        self.quiet = counters.and_then(|counters| counters.traffic).map(|traffic| traffic.opened);
     }
 
     /// Whether there are samples at all.
@@ -151,7 +158,7 @@ impl Watch {
         // What later counts are compared with is whole and in their unit, or nothing is compared with it.
         base.alive = count.map(|count| count.listed);
         if !seen {
-            (base.cpu, base.memory) = (None, None);
+            (base.cpu, base.memory, base.threads) = (None, None, None);
         }
         if !seen && !self.pid1 {
             base.created = None;
@@ -185,7 +192,11 @@ impl Watch {
         if self.walked.is_none_or(|walked| began.since(walked) >= WALK) {
             self.look_at_all(everything);
         }
-        let reading = self.read(everything);
+        let mut reading = self.read(everything);
+        if self.rules.as_ref().is_some_and(|rules| rules.may_be_threads(&reading)) {
+            self.look_at_all(everything);
+            reading.threads = self.threads;
+        }
         self.again(began, self.interval());
         self.rules.as_mut().map(|rules| rules.look(&reading)).unwrap_or_default()
     }
@@ -205,55 +216,44 @@ impl Watch {
     fn look_at_all(&mut self, everything: &mut Everything) {
         match everything.members() {
             Some(members) => self.walk(members),
-            None => self.alive = None,
+            None => (self.alive, self.threads) = (None, None),
         }
     }
 
-    /// One pass over the processes: how many, what they used, how they grew. A process that is seen for the first time adds
-    /// its CPU time and not its memory, which a fork would count twice.
+    /// One pass over the processes: how many, what they used, how they grew. Of a process's memory counts what it has above the least
+    /// that it was seen with: what a fork shares with its parent counts for neither, and what a process had goes with it.
     fn walk(&mut self, members: &[Stat]) {
         let now = clock::now();
         let mut seen = HashMap::with_capacity(members.len());
+        let (mut memory, mut threads) = (0u64, 0u64);
         for stat in members {
             let who = stat.identity();
-            let has = (cpu_of(stat), stat.rss_pages.saturating_mul(PAGE));
-            let (before, grown) = match self.known.get(&who) {
-                Some(&(cpu, rss)) => (cpu, i128::from(has.1) - i128::from(rss)),
-                None => {
-                    self.created = self.created.saturating_add(1);
-                    (Duration::ZERO, 0)
-                }
-            };
-            self.cpu = self.cpu.saturating_add(has.0.saturating_sub(before));
-            let memory = i128::from(self.memory).saturating_add(grown).max(0);
-            self.memory = u64::try_from(memory).unwrap_or(u64::MAX);
+            let rss = stat.rss_pages.saturating_mul(PAGE);
+            let before = self.known.get(&who).copied().unwrap_or_else(|| {
+                self.created = self.created.saturating_add(1);
+                Had { cpu: Duration::ZERO, least: rss }
+            });
+            let has = Had { cpu: cpu_of(stat), least: before.least.min(rss) };
+            self.cpu = self.cpu.saturating_add(has.cpu.saturating_sub(before.cpu));
+            memory = memory.saturating_add(rss.saturating_sub(has.least));
+            threads = threads.saturating_add(stat.threads.saturating_sub(1));
             seen.insert(who, has);
         }
+        self.memory = memory;
         self.alive = u64::try_from(seen.len()).ok();
+        self.threads = Some(threads);
         self.known = seen;
+        self.foreign.clear();
         self.walked = Some(now);
     }
 
     fn read(&mut self, everything: &Everything) -> Reading {
         let Some(proc_) = everything.proc_() else { return Reading { at: clock::now(), ..Reading::default() } };
         let counters = if self.pid1 { Counters::read(proc_) } else { Counters::default() };
-        let seen = self.sockets(counters.network_attempts);
-        let new = |s: &&Socket| {
-            s.state == state::LISTEN && self.listeners.as_ref().is_some_and(|was| !was.contains(&listener(s)))
-        };
-        let opening = |s: &&Socket| s.state == state::SYN_SENT && !s.to_loopback();
-        let (listeners, peers) = match &seen {
-            Some(all) if all.iter().any(|s| new(&s) || opening(&s)) => {
-                let own = self.own(everything);
-                let ours = |s: &&Socket| self.pid1 || own.as_ref().is_some_and(|own| own.contains(&u64::from(s.inode)));
-                let peers: HashSet<[u8; 16]> = all.iter().filter(opening).filter(ours).map(|s| s.destination).collect();
-                // Where it took too long to see whose they are nothing is known.
-                let known = self.pid1 || own.is_some();
-                let count = known.then(|| all.iter().filter(new).filter(ours).count());
-                (count, known.then_some(peers.len()))
-            }
-            Some(_) => (Some(0), Some(0)),
-            None => (None, None),
+        let seen = self.sockets(counters.traffic.map(|traffic| traffic.opened));
+        let (listeners, local, peers) = match &seen {
+            Some(all) => self.whose(proc_, all),
+            None => (None, None, None),
         };
         // As PID 1 every process is the workload's, and counting the names is cheaper than reading them.
         let alive = if self.pid1 {
@@ -272,10 +272,13 @@ impl Watch {
             at: clock::now(),
             bytes_sent: counters.bytes_sent,
             created: if self.pid1 { counters.last_pid } else { self.walked.map(|_| self.created) },
+            // Elsewhere only processes are counted as created.
+            threads: self.threads.filter(|_| self.pid1),
             alive,
-            attempts: counters.network_attempts,
-            peers: peers.and_then(|n| u64::try_from(n).ok()),
-            listeners: listeners.and_then(|n| u64::try_from(n).ok()).filter(|_| self.listeners.is_some()),
+            traffic: counters.traffic,
+            peers,
+            listeners,
+            local,
             cpu: self.alive.map(|_| self.cpu),
             memory: self.alive.map(|_| self.memory),
         }
@@ -285,33 +288,83 @@ impl Watch {
     /// connections, of whatever namespace (0.7 ms for the table of a machine of 24 GB, an empty one too). Each first SYN that leaves is
     /// counted, so while the count is what it was there is nobody new; a socket that is caught before its SYN left (or that waits for
     /// its first write, TCP_FASTOPEN_CONNECT) moves the count later.
-    fn sockets(&mut self, attempts: Option<u64>) -> Option<Vec<Socket>> {
-        if attempts.is_some() && attempts == self.quiet {
+    fn sockets(&mut self, opened: Option<u64>) -> Option<Vec<Socket>> {
+        if opened.is_some() && opened == self.quiet {
             return sockdiag::tcp(&[state::LISTEN]).ok();
         }
         let seen = sockdiag::tcp(&[state::LISTEN, state::SYN_SENT]).ok()?;
         if seen.iter().all(|s| s.state != state::SYN_SENT) {
-            self.quiet = attempts;
+            self.quiet = opened;
         }
         Some(seen)
     }
 
-    /// The sockets of the workload's own processes; `None` as PID 1, where all are taken for its own, and where their tables are too
-    /// long for the time there is.
-    fn own(&self, everything: &Everything) -> Option<HashSet<u64>> {
-        if self.pid1 {
-            return None;
-        }
-        let proc_ = everything.proc_()?;
-        let mut own = HashSet::new();
-        let until = clock::now().plus(WHOSE);
-        let whole = self.known.keys().all(|who| {
-            sockets::inodes(proc_, who.pid, until, |inode| {
-                own.insert(inode);
-            })
+    /// How many new listeners the workload has, how many of them only loopback reaches, and how many peers outside it is connecting to.
+    /// As PID 1 the connections are the pod's, as its counters are. A listener is the workload's where one of its processes holds it:
+    /// the containers of a pod share its network, and a neighbour that starts to listen is nobody's attack.
+    fn whose(&mut self, proc_: &Proc, all: &[Socket]) -> (Option<u64>, Option<u64>, Option<u64>) {
+        let listening = self.listeners.as_ref().map(|was| {
+            let new = |s: &&Socket| {
+                s.state == state::LISTEN && !was.contains(&listener(s)) && !self.foreign.contains(&s.inode)
+            };
+            all.iter().filter(new).collect::<Vec<_>>()
         });
-        whole.then_some(own)
+        let opening: Vec<_> = all.iter().filter(|s| s.state == state::SYN_SENT && !s.to_loopback()).collect();
+        let asked = listening.as_ref().is_some_and(|new| !new.is_empty()) || (!self.pid1 && !opening.is_empty());
+        let own = if asked { self.own(proc_) } else { Whose::default() };
+        let ours = |s: &&&Socket| own.inodes.contains(&u64::from(s.inode));
+        // Where it took too long, or somebody does not show what he holds: as PID 1 it is his, or hiding would be easy.
+        let all_ours = self.pid1 && !own.whole;
+        let known = self.pid1 || !own.late;
+        let count = |n: usize| u64::try_from(n).ok().filter(|_| known);
+        let (listeners, local) = listening.as_ref().map_or((None, None), |new| {
+            let mine: Vec<_> = new.iter().filter(|s| all_ours || ours(s)).collect();
+            (count(mine.len()), count(mine.iter().filter(|s| s.on_loopback()).count()))
+        });
+        let peers: HashSet<[u8; 16]> = opening.iter().filter(|s| self.pid1 || ours(s)).map(|s| s.destination).collect();
+        let foreign = listening.iter().flatten().filter(|s| !all_ours && !ours(s)).map(|s| s.inode);
+        let foreign: Vec<u32> = foreign.filter(|_| self.pid1).collect();
+        self.foreign.extend(foreign);
+        (listeners, local, count(peers.len()))
     }
+
+    /// The sockets of the workload's own processes.
+    fn own(&self, proc_: &Proc) -> Whose {
+        let until = clock::now().plus(WHOSE);
+        // Who there is has to be known first.
+        let mut own = Whose { whole: self.alive.is_some(), ..Whose::default() };
+        for who in self.known.keys() {
+            match sockets::inodes(proc_, who.pid, until, |inode| {
+                own.inodes.insert(inode);
+            }) {
+                Ok(()) => {}
+                Err(Errno::ETIME) => (own.whole, own.late) = (false, true),
+                Err(_) => own.whole = false,
+            }
+            if own.late {
+                break;
+            }
+        }
+        own
+    }
+}
+
+/// What a process had.
+#[derive(Debug, Clone, Copy)]
+struct Had {
+    cpu: Duration,
+    /// The least resident memory it was seen with.
+    least: u64,
+}
+
+/// Sockets that processes of the workload hold.
+#[derive(Debug, Default)]
+struct Whose {
+    inodes: HashSet<u64>,
+    /// Each of them could be looked at.
+    whole: bool,
+    /// There was no time for all.
+    late: bool,
 }
 
 /// The page size of both architectures' usual kernels; a larger one makes the growth look smaller than it is.

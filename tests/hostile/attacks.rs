@@ -6,6 +6,7 @@
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 
 mod grace;
+mod honest;
 mod inherited;
 mod parent;
 mod record;

@@ -1,6 +1,6 @@
 //! Attacks on what the grace promises: each ignores SIGTERM, says nothing, and goes on for as long as it is let.
 
-use super::senders;
+use super::{honest, senders};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ extern "C" fn asked(_: libc::c_int) {
 }
 
 /// Sleeps until SIGTERM comes, which ends nothing.
-fn wait_for_term() {
+pub fn wait_for_term() {
     while !ASKED.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -84,9 +84,15 @@ pub fn run(words: &[String]) {
                 let _ = TcpStream::connect_timeout(&address, Duration::from_millis(2));
             }
         }
+        // listen HOW: `local` on loopback only, `undumpable` hides its descriptors.
         "listen" => {
             wait_for_term();
-            let _listener = TcpListener::bind("0.0.0.0:0").unwrap();
+            if word(1) == "undumpable" {
+                // SAFETY: prctl(2) with integers.
+                unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+            }
+            let address = if word(1) == "local" { "127.0.0.1:0" } else { "0.0.0.0:0" };
+            let _listener = TcpListener::bind(address).unwrap();
             std::thread::sleep(Duration::from_secs(600));
         }
         // burn PROCESSES: all of the CPU, for ever.
@@ -127,6 +133,8 @@ pub fn run(words: &[String]) {
             wait_for_term();
             bear(number(2));
         }
+        // honest KIND ADDRESS PORT
+        "honest" => honest::run(word(1), word(2), word(3)),
         // bomb: forks without end.
         "bomb" => loop {
             fork();

@@ -38,13 +38,14 @@ impl Run<'_> {
         assert!(started.status.success(), "{}", text(&started.stderr));
         let id = text(&started.stdout).trim().to_owned();
         if stop {
-            // The handler is there: the program has been asleep once.
-            // Asleep, or burning: its handler is there. All of it, where it is many.
+            // Its handler is there. All of it, where it is many.
             let many = if self.words[1] == "burn" { self.words[2].parse().unwrap() } else { 1 };
             until("the workload runs", || {
-                let top = text(&docker(&["top", &id, "-eo", "pid,stat,args"]).stdout);
+                let top = text(&docker(&["top", &id, "-eo", "pid,caught,args"]).stdout);
+                let caught = |l: &str| u64::from_str_radix(l.split_ascii_whitespace().nth(1)?, 16).ok();
+                let handled = |l: &&str| caught(l).is_some_and(|mask| mask >> (libc::SIGTERM - 1) & 1 == 1);
                 let own = |l: &&str| l.contains(self.words[0]) && !l.contains("gracekeeper");
-                top.lines().filter(own).count() >= many
+                top.lines().filter(own).filter(handled).count() >= many
             });
             docker(&["kill", "--signal", "TERM", &id]);
         }
@@ -112,9 +113,12 @@ fn a_scan_and_a_listener_end_the_grace_when_aggressive() {
         return;
     }
     let Some(gateway) = gateway() else { return };
-    for (words, rule) in
-        [(vec!["/hostile", "scan", &gateway], "network_scan"), (vec!["/hostile", "listen"], "backdoor_listener")]
-    {
+    for (words, rule) in [
+        (vec!["/hostile", "scan", &gateway], "network_scan"),
+        (vec!["/hostile", "honest", "hide", &gateway], "network_scan"),
+        (vec!["/hostile", "listen"], "backdoor_listener"),
+        (vec!["/hostile", "listen", "undumpable"], "backdoor_listener"),
+    ] {
         let (code, records) = attack(&words, true, "aggressive");
         assert_eq!((code, rules(&records)), (121, vec![rule.to_owned()]), "{records:#?}");
         assert_eq!(records.last().unwrap()["detections"][0]["action"], "kill");
@@ -209,6 +213,9 @@ fn what_ends_in_good_order_is_no_attack() {
         vec!["sh", "-c", flush],
         vec!["sh", "-c", build],
         vec!["/hostile", "exfiltrate", &gateway, &tcp, "900000", "slowly"],
+        vec!["/hostile", "honest", "upload", &gateway, &tcp],
+        vec!["/hostile", "honest", "pool"],
+        vec!["/hostile", "honest", "helpers"],
     ] {
         for monitoring in ["standard", "aggressive"] {
             let (code, records) = attack(&words, true, monitoring);
@@ -217,7 +224,85 @@ fn what_ends_in_good_order_is_no_attack() {
             assert_eq!(seal["process"]["exit_code"], 0, "it ended by itself: {seal:#}");
         }
     }
-    assert_eq!(receiver.seen().0, 1_800_000, "both uploads arrived whole");
+    assert_eq!(receiver.seen().0, 2_400_000, "the uploads arrived whole");
+}
+
+#[test]
+fn what_may_be_honest_is_recorded_and_kills_nobody() {
+    if image().is_none() {
+        return;
+    }
+    let Some(gateway) = gateway() else { return };
+    let receiver = Receiver::new();
+    let udp = receiver.udp.to_string();
+    for (words, rule, code) in [
+        (vec!["/hostile", "honest", "metrics", &gateway, &udp], "network_scan", Some(0)),
+        (vec!["/hostile", "listen", "local"], "backdoor_listener", None),
+    ] {
+        let (was, records) = attack(&words, true, "aggressive");
+        assert_eq!((was, rules(&records)), (143, vec![rule.to_owned()]), "{records:#?}");
+        let seal = records.last().unwrap();
+        assert_eq!(seal["detections"][0]["action"], "record");
+        assert_eq!(seal["process"]["exit_code"].as_i64(), code, "{seal:#}");
+    }
+}
+
+/// Starts the program as PID 1 with a network of its own, runs `beside` in that network once the grace has begun, or at once.
+fn beside(options: &[&str], words: &[&str], at_once: bool, script: &str) -> (Option<i32>, Vec<Value>) {
+    let dir = super::pid1::log_dir();
+    let written = || std::fs::read_to_string(dir.path().join("security-audit.json")).unwrap_or_default();
+    let program = hostile();
+    let mut all: Vec<&str> = options.to_vec();
+    all.extend(["--", program.to_str().unwrap()]);
+    all.extend(words);
+    let began = std::time::Instant::now();
+    let child = super::pid1::pid1(dir.path(), false, &all).spawn().unwrap();
+    let event = if at_once { "evaluation_started" } else { "termination_requested" };
+    until("it is time", || written().contains(event));
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    let mut neighbour = Command::new("nsenter")
+        .args(["--net", "--target", children.trim(), "sh", "-c", script])
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let ran = finish(child, began);
+    neighbour.wait().unwrap();
+    (ran.code(), records(&written()))
+}
+
+#[test]
+fn a_neighbours_listener_is_not_the_workloads() {
+    if !has("root") {
+        return;
+    }
+    let options =
+        ["--timeout", "500ms", "--soft", "3s", "--hard", "2s", "--adaptive", "no", "--monitoring", "aggressive"];
+    // The neighbour listens as soon as it runs: its TERM has come already.
+    let listen = format!("{} listen & sleep 0.05; kill -TERM $!; sleep 3; kill -KILL $!", hostile().display());
+    let (code, records) = beside(&options, &["sleep"], false, &listen);
+    assert_eq!((code, rules(&records)), (Some(124), vec![]), "{records:#?}");
+    let (code, records) = beside(&options, &["listen"], false, "true");
+    assert_eq!((code, rules(&records)), (Some(121), vec!["backdoor_listener".to_owned()]), "the control: {records:#?}");
+}
+
+#[test]
+fn what_stays_on_loopback_is_no_attempt_whatever_the_kernel_sends() {
+    if !has("root") {
+        return;
+    }
+    // An interface that comes up: the kernel looks for routers and neighbours on it (IPv6).
+    let link = "ip link add gk0 type veth peer name gk1; ip addr add 10.9.9.254/24 dev gk0; \
+                ip addr add fe80::9/64 dev gk0; ip link set gk1 up; ip link set gk0 up; ip link set lo up";
+    let options = ["--timeout", "3s", "--soft", "3s", "--hard", "7s", "--adaptive", "yes"];
+    for (words, attempts) in [(vec!["honest", "converse"], 0), (vec!["honest", "converse", "10.9.9"], 1)] {
+        let (code, records) = beside(&options, &words, true, link);
+        let seal = records.last().unwrap();
+        assert_eq!(code, Some(124), "{seal:#}");
+        assert!(seal["resources"]["bytes_sent"].as_u64().unwrap() > 0, "{seal:#}");
+        assert_eq!(seal["resources"]["network_attempts"], attempts, "{seal:#}");
+        assert_eq!(seal["risk"]["adjustments"].as_array().unwrap().len() as u64, attempts, "{seal:#}");
+    }
 }
 
 #[test]
