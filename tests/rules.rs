@@ -38,7 +38,7 @@ fn reading() -> impl Strategy<Value = Reading> {
 }
 
 fn traffic() -> impl Strategy<Value = Option<Traffic>> {
-    proptest::option::of(proptest::collection::vec(counter(), 11).prop_map(|counts| {
+    proptest::option::of(proptest::collection::vec(counter(), 12).prop_map(|counts| {
         let mut counts = counts.into_iter().map(Option::unwrap_or_default);
         let mut next = || counts.next().unwrap();
         Traffic {
@@ -53,6 +53,7 @@ fn traffic() -> impl Strategy<Value = Option<Traffic>> {
             received: next(),
             no_port: next(),
             unreachable: next(),
+            told: next(),
         }
     }))
 }

@@ -138,7 +138,9 @@ fn snmp(text: &str, traffic: &mut Traffic) -> Option<()> {
     traffic.datagrams = of(udp, "OutDatagrams")?;
     traffic.received = or_none(udp, "InDatagrams").saturating_add(or_none(udp, "InErrors"));
     traffic.no_port = or_none(udp, "NoPorts");
-    traffic.unreachable = fields("Icmp").map_or(0, |icmp| or_none(icmp, "InDestUnreachs"));
+    if let Some(icmp) = fields("Icmp") {
+        (traffic.unreachable, traffic.told) = (or_none(icmp, "InDestUnreachs"), or_none(icmp, "OutDestUnreachs"));
+    }
     Some(())
 }
 
@@ -158,6 +160,7 @@ fn snmp6(text: &str, traffic: &mut Traffic) -> Option<()> {
             "Udp6InDatagrams" | "Udp6InErrors" => &mut traffic.received,
             "Udp6NoPorts" => &mut traffic.no_port,
             "Icmp6InDestUnreachs" => &mut traffic.unreachable,
+            "Icmp6OutDestUnreachs" => &mut traffic.told,
             _ => continue,
         };
         *counter = counter.saturating_add(value);
@@ -173,7 +176,7 @@ mod tests {
     fn the_kernels_tables() {
         let dev = "Inter-|   Receive  |  Transmit\n face |bytes |bytes\n    lo: 1 2 3 4 5 6 7 8 900 6 0\n  eth0: 1 2 3 4 5 6 7 8 77 4 0\n";
         assert_eq!(sent(dev), Some(Sent { bytes: 77, frames: 4, loopback: 6 }));
-        let tables = "Icmp: InMsgs InDestUnreachs\nIcmp: 9 2\nTcp: RtoAlgorithm MaxConn ActiveOpens PassiveOpens\nTcp: 1 -1 5 3\n\
+        let tables = "Icmp: InDestUnreachs OutDestUnreachs\nIcmp: 2 1\nTcp: RtoAlgorithm MaxConn ActiveOpens PassiveOpens\nTcp: 1 -1 5 3\n\
                       Udp: InDatagrams NoPorts InErrors OutDatagrams\nUdp: 3 1 1 8\n";
         let mut traffic = Traffic::default();
         assert_eq!(snmp(tables, &mut traffic), Some(()));
@@ -184,6 +187,7 @@ mod tests {
             received: 4,
             no_port: 1,
             unreachable: 2,
+            told: 1,
             ..Traffic::default()
         };
         assert_eq!(traffic, four);

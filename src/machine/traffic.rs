@@ -33,6 +33,8 @@ pub struct Traffic {
     pub no_port: u64,
     /// Messages that somebody cannot be reached (Icmp InDestUnreachs).
     pub unreachable: u64,
+    /// Those that were sent, of which some are for ourselves (Icmp OutDestUnreachs).
+    pub told: u64,
 }
 
 /// The packets of a connection that is accepted: SYN, SYN with ACK, ACK.
@@ -56,6 +58,7 @@ impl Traffic {
             received: self.received.checked_sub(earlier.received)?,
             no_port: self.no_port.checked_sub(earlier.no_port)?,
             unreachable: self.unreachable.checked_sub(earlier.unreachable)?,
+            told: self.told.checked_sub(earlier.told)?,
         })
     }
 
@@ -91,10 +94,11 @@ impl Traffic {
         self.datagrams.saturating_sub(self.received).saturating_sub(self.no_port).min(self.frames)
     }
 
-    /// Messages from outside that somebody cannot be reached: here each datagram for a port that nobody has is answered with one.
+    /// Messages from outside that somebody cannot be reached. The kernel writes to itself as well, without a limit: of a port here that
+    /// nobody has, and each datagram that waited for a neighbour who does not answer.
     #[must_use]
     pub const fn unreached(&self) -> u64 {
-        self.unreachable.saturating_sub(self.no_port)
+        self.unreachable.saturating_sub(self.told)
     }
 
     /// Attempts to reach somebody outside.
@@ -125,6 +129,7 @@ mod tests {
         received: 0,
         no_port: 0,
         unreachable: 0,
+        told: 0,
     };
 
     #[test]
@@ -146,15 +151,16 @@ mod tests {
 
     #[test]
     fn datagrams() {
-        // Packets, sent, received, for no port, unreachable.
-        for (what, [loopback, datagrams, received, no_port, unreachable], sent, unanswered, unreached) in [
-            ("67 over loopback, 7 for no port", [74, 67, 60, 7, 7], 0, 0, 0),
-            ("a name that is asked for", [0, 1, 1, 0, 0], 1, 0, 0),
-            ("60 measurements", [0, 60, 0, 0, 0], 60, 60, 0),
-            ("a scan", [0, 1000, 0, 0, 40], 1000, 1000, 40),
-            ("a scan beside 1,000 over loopback for no port", [2000, 2000, 0, 1000, 1040], 1000, 1000, 40),
+        // Packets, sent, received, for no port, unreachable, told so.
+        for (what, [loopback, datagrams, received, no_port, unreachable, told], sent, unanswered, unreached) in [
+            ("67 over loopback, 7 for no port", [74, 67, 60, 7, 7, 7], 0, 0, 0),
+            ("a name that is asked for", [0, 1, 1, 0, 0, 0], 1, 0, 0),
+            ("60 measurements", [0, 60, 0, 0, 0, 0], 60, 60, 0),
+            ("60 for a neighbour who does not answer", [60, 60, 0, 0, 60, 60], 60, 60, 0),
+            ("a scan", [0, 1000, 0, 0, 40, 0], 1000, 1000, 40),
+            ("a scan beside 1,000 over loopback for no port", [2000, 2000, 0, 1000, 1040, 1000], 1000, 1000, 40),
         ] {
-            let counted = Traffic { frames: 5_000, loopback, datagrams, received, no_port, unreachable, ..ZERO };
+            let counted = Traffic { frames: 5_000, loopback, datagrams, received, no_port, unreachable, told, ..ZERO };
             let seen = (counted.sent_outside(), counted.unanswered(), counted.unreached());
             assert_eq!(seen, (sent, unanswered, unreached), "{what}");
         }
