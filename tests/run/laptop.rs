@@ -46,14 +46,18 @@ fn a_timeout_ends_the_ignorer_the_escapee_and_the_grandchild() {
     marked(&m).iter().for_each(|&pid| signal(pid, "KILL"));
     until("the control's leftovers are gone", || marked(&m).is_empty());
 
-    let ran = run(&mut shell(&quick(&["--timeout", "500ms"]), &script));
-    let seal = ran.expect(124, "timeout");
-    assert_eq!(marked(&m), Vec::<u32>::new(), "nobody is left when gracekeeper has exited");
-    assert!(ran.took >= Duration::from_millis(880), "it may not kill before its time: {ran:#?}");
-    let rungs: Vec<_> = seal["escalation"].as_array().unwrap().iter().map(|e| e["rung"].as_str().unwrap()).collect();
-    assert_eq!(rungs, ["term", "revoke", "kill"]);
-    assert_eq!(seal["escalation"][2]["survivors"], 0);
-    assert_eq!(seal["process"]["signal"], "SIGKILL");
+    // Who is late on a busy machine kills before its time, and says so.
+    in_three(|| {
+        let ran = run(&mut shell(&quick(&["--timeout", "500ms"]), &script));
+        let seal = ran.expect(124, "timeout");
+        assert_eq!(marked(&m), Vec::<u32>::new(), "nobody is left when gracekeeper has exited");
+        assert!(ran.took >= Duration::from_millis(880), "it may not kill before its time: {ran:#?}");
+        let rungs: Vec<_> =
+            seal["escalation"].as_array().unwrap().iter().map(|e| e["rung"].as_str().unwrap()).collect();
+        assert_eq!(rungs, ["term", "revoke", "kill"]);
+        assert_eq!(seal["escalation"][2]["survivors"], 0);
+        assert_eq!(seal["process"]["signal"], "SIGKILL");
+    });
 }
 
 #[test]

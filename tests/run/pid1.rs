@@ -91,7 +91,8 @@ fn a_timeout_leaves_nobody_and_nothing() {
         assert_eq!(seal["cleanup_status"], "complete", "{seal:#}");
         assert_eq!(seal["cleanup"]["paths"].as_array().unwrap().len(), 3);
         assert!(seal["cleanup"]["paths"][0]["entries_removed"].as_u64().unwrap() > 200, "{seal:#}");
-        assert_eq!(seal["escalation"][2]["survivors"], 0);
+        // On a busy machine it may have been late, and left out the revoke.
+        assert_eq!(seal["escalation"].as_array().unwrap().last().unwrap()["survivors"], 0, "{seal:#}");
         assert!(seal["resources"]["processes_created"].as_u64().unwrap() > 3, "{seal:#}");
         let verify = Command::new(BINARY).arg("verify").arg(dir.path().join("security-audit.json")).output().unwrap();
         assert_eq!(verify.status.code(), Some(0), "{verify:?}");
