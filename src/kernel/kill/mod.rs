@@ -4,19 +4,23 @@
 //! descendant that was not there before the spawn and carries the workload's mark (`mark`) is ever signalled, through a pidfd and with
 //! its start time checked.
 
-use super::clock;
-use super::counters;
+mod find;
+mod send;
+
+pub use send::{pidfd, pidfd_of_thread};
+
 use super::mark::Mark;
 use super::pressure::Pressure;
-use super::proc::{Identity, Proc, Stat, is_gone};
-use super::reap;
+use super::proc::{Identity, Proc, Stat};
+use super::{clock, counters, reap};
 use crate::machine::types::Instant;
 use crate::switches::without;
+use find::{CROWD, REST, shown};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use send::{hold, is_there, send};
 use std::collections::HashSet;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,15 +76,10 @@ const PATIENCE_UNDER_A_QUOTA: Duration = Duration::from_millis(8);
 const RECORDING: Duration = Duration::from_millis(20);
 /// The same under a CPU quota.
 const RECORDING_UNDER_A_QUOTA: Duration = Duration::from_millis(10);
-/// So many strangers are looked through before those that are gone are forgotten.
-const CROWD: usize = 256;
 /// So many alive are many, whatever the others are.
 const MANY: usize = 64;
 /// Looks for somebody who is left before he is taken to be there: each only because somebody died since the last.
 const LOOKS: u32 = 8;
-/// How long it is then left alone.
-const REST: Duration = Duration::from_secs(2);
-
 impl Everything {
     /// Looks at what is there before the spawn, and makes every orphan come to us (PR_SET_CHILD_SUBREAPER, prctl(2)).
     ///
@@ -398,272 +397,4 @@ impl Everything {
         }
         None
     }
-
-    /// Whether the pass was a whole one: nobody is missing for an error of ours.
-    fn find(&mut self) -> bool {
-        self.table.clear();
-        self.found.clear();
-        self.hidden.clear();
-        self.dead = 0;
-        let Some(proc_) = &self.proc_ else { return false };
-        let until = self.pid1.then(|| clock::used() + self.patience);
-        let began = clock::ticks();
-        let hurry = self.hurry;
-        let late = || hurry.is_some_and(|hurry| clock::now() >= hurry);
-        let mut known = true;
-        // For a control: what may happen between the names and the looks gets the time to happen.
-        let mut early = without("early_look");
-        let mut looks = 0u32;
-        let listed = proc_.each_pid(|pid| {
-            if std::mem::take(&mut early) {
-                clock::pause(Duration::from_millis(20));
-            }
-            if without("slow_look") {
-                looks += 1;
-                clock::pause(Duration::from_millis(u64::from(looks.is_multiple_of(32)) * 2));
-            }
-            let seen = shown(proc_, pid);
-            known &= seen.is_ok();
-            self.table.extend(seen.ok().flatten());
-            until.is_none_or(|until| clock::used() < until) && !late()
-        });
-        if self.pid1 {
-            let whole = listed && known;
-            if !whole && !late() {
-                self.weary_until = clock::now().plus(REST);
-            }
-            self.found.extend(self.table.iter().filter(|s| s.pid != self.myself && !s.is_dead()));
-            return whole;
-        }
-        // Children by parent, then outward from us: each process is looked at once.
-        self.table.sort_unstable_by_key(|s| (s.ppid, s.pid));
-        let before = std::mem::take(&mut self.marked);
-        let mut next = vec![self.myself];
-        let mut others = Vec::new();
-        while let Some(parent) = next.pop() {
-            for stat in children(&self.table, parent) {
-                if stat.pid == self.myself {
-                    continue;
-                }
-                let who = stat.identity();
-                if self.strangers.contains(&who) {
-                    others.push(*stat);
-                    continue;
-                }
-                match before.binary_search(&who).map(|_| true).or_else(|_| self.mark.is_on(proc_, stat)) {
-                    Ok(true) => {
-                        self.marked.push(who);
-                        next.push(stat.pid);
-                        if stat.is_dead() {
-                            self.dead += 1;
-                        } else {
-                            self.found.push(*stat);
-                        }
-                    }
-                    // A stranger's child that has come to us.
-                    Ok(false) => {}
-                    // Its children may have been seen before it went.
-                    Err(errno) if is_gone(errno) => next.push(stat.pid),
-                    Err(_) => known = false,
-                }
-            }
-        }
-        self.marked.sort_unstable();
-        self.follow(others, began);
-        self.find_hidden() && listed && known
-    }
-
-    /// The descendants of strangers are strangers, also when they have come to us: where there is no mark, and for those that are under
-    /// filters of their own.
-    ///
-    /// One is believed to be a stranger's child only if the stranger is still there, and so was when the child was looked at; and only
-    /// when the tick that it started in was over before it was seen, so that nobody else can have its identity.
-    fn follow(&mut self, mut others: Vec<Stat>, began: u64) {
-        let Some(proc_) = self.proc_.as_ref().filter(|_| !others.is_empty() && !without("kin")) else { return };
-        while let Some(parent) = others.pop() {
-            for child in children(&self.table, parent.pid) {
-                let known = self.strangers.contains(&child.identity());
-                if known || (child.start < began && proc_.stat(parent.pid).is_ok_and(|stat| stat.start == parent.start))
-                {
-                    self.strangers.insert(child.identity());
-                    others.push(*child);
-                }
-            }
-        }
-        if self.strangers.len() > self.crowd {
-            self.strangers.retain(|who| proc_.stat(who.pid).map_or_else(|e| !is_gone(e), |s| s.start == who.start));
-            self.crowd = self.strangers.len().saturating_mul(2).max(CROWD);
-        }
-    }
-
-    /// Our children that the walk did not show: hidepid keeps back who made itself undumpable. Its own children come to us when it is dead.
-    /// Whether they could be listed.
-    fn find_hidden(&mut self) -> bool {
-        let Some(proc_) = self.proc_.as_ref().filter(|_| !without("hidden")) else { return true };
-        self.hidden_strangers.retain(|&pid| reap::is_child(pid));
-        let mut known = true;
-        let listed = proc_.each_child(|pid| {
-            let shown = self.table.binary_search_by_key(&(self.myself, pid), |s| (s.ppid, s.pid)).is_ok();
-            if shown || self.hidden_strangers.contains(&pid) || self.found.iter().any(|s| s.pid == pid) {
-                return;
-            }
-            match proc_.stat(pid) {
-                // Born, or come to us, since the walk.
-                Ok(stat) if self.strangers.contains(&stat.identity()) => {}
-                Ok(stat) => match self.mark.is_on(proc_, &stat) {
-                    Ok(true) if stat.is_dead() => self.dead += 1,
-                    Ok(true) => self.found.push(stat),
-                    Ok(false) => {}
-                    Err(errno) => known &= is_gone(errno),
-                },
-                Err(errno) if !is_kept_back(errno) => known = false,
-                Err(_) if reap::is_alive(pid) => self.hidden.push(pid),
-                Err(_) => self.dead += 1,
-            }
-        });
-        listed && known
-    }
-}
-
-/// What `/proc` says of a process; nothing of one that is gone, or that hidepid=1 keeps back (`proc::hides`).
-fn shown(proc_: &Proc, pid: i32) -> Result<Option<Stat>, Errno> {
-    match proc_.stat(pid) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(errno) if is_kept_back(errno) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// Whether it is gone, or hidden.
-fn is_kept_back(errno: Errno) -> bool {
-    is_gone(errno) || matches!(errno, Errno::EACCES | Errno::EPERM)
-}
-
-/// The children of `parent` in a table that is sorted by parent.
-fn children(table: &[Stat], parent: i32) -> impl Iterator<Item = &Stat> {
-    let from = table.partition_point(|s| s.ppid < parent);
-    table.iter().skip(from).take_while(move |s| s.ppid == parent)
-}
-
-/// Sends SIGSTOP to each thread of a process that is not still. The process's own SIGSTOP is for whichever thread takes it, and one
-/// that waits in vfork is chosen and takes none (signal(7)). Whether all of them were still.
-fn hold(proc_: &Proc, mark: &Mark, stat: &Stat, until: Instant) -> bool {
-    if stat.threads <= 1 {
-        return proc_.is_still(stat.pid, stat);
-    }
-    let mut still = true;
-    let whole = proc_.each_thread(stat.pid, |thread| {
-        if !proc_.is_still(stat.pid, thread) {
-            still = false;
-            if !without("each_thread") {
-                // Gone meanwhile is as good.
-                let _ = stop_thread(proc_, mark, stat.identity(), thread.pid);
-            }
-        }
-        clock::now() < until
-    });
-    whole && still
-}
-
-/// Sends SIGSTOP to thread `tid` of exactly `who`.
-fn stop_thread(proc_: &Proc, mark: &Mark, who: Identity, tid: i32) -> Result<(), Errno> {
-    let held = match pidfd_open(tid, libc::PIDFD_THREAD) {
-        Ok(fd) => Some(fd),
-        // Before Linux 6.9 the call that names the process as well narrows it down.
-        Err(Errno::EINVAL | Errno::ENOSYS) => None,
-        Err(errno) => return Err(errno),
-    };
-    // Still a thread of that process: then what is held is this thread, or one that is gone.
-    mark.check(proc_, who)?;
-    if !proc_.has_thread(who.pid, tid) {
-        return Err(Errno::ESRCH);
-    }
-    let result = match held {
-        // SAFETY: tgkill(2) takes integers.
-        None => unsafe { libc::syscall(libc::SYS_tgkill, who.pid, tid, libc::SIGSTOP) },
-        Some(fd) => {
-            /// PIDFD_SIGNAL_THREAD (linux/pidfd.h)
-            const THREAD: u32 = 1;
-            // SAFETY: as in `send_to`.
-            unsafe {
-                libc::syscall(
-                    libc::SYS_pidfd_send_signal,
-                    fd.as_raw_fd(),
-                    libc::SIGSTOP,
-                    std::ptr::null::<libc::siginfo_t>(),
-                    THREAD,
-                )
-            }
-        }
-    };
-    Errno::result(result).map(drop)
-}
-
-/// Sends `signal` to exactly `who`: the pidfd is opened first, then the start time and the mark are looked at. If the process of the
-/// pidfd is there when the signal comes it had the number all the time, so it was looked at; else nobody is signalled.
-///
-/// # Errors
-/// `ESRCH` where it is gone or not the workload's, else the errno of `pidfd_open(2)` or `pidfd_send_signal(2)`.
-fn send(proc_: &Proc, mark: &Mark, who: Identity, signal: Signal) -> Result<(), Errno> {
-    match held(proc_, mark, who)? {
-        None => kill(Pid::from_raw(who.pid), signal),
-        Some(fd) => send_to(&fd, signal as libc::c_int),
-    }
-}
-
-/// `who`, looked at after it was taken hold of; `None` where the kernel has no pidfds.
-fn held(proc_: &Proc, mark: &Mark, who: Identity) -> Result<Option<OwnedFd>, Errno> {
-    let held = match pidfd(who.pid) {
-        Ok(fd) => Some(fd),
-        // gVisor before it had pidfds: the start time still narrows the race to the instant between two calls.
-        Err(Errno::ENOSYS) => None,
-        Err(errno) => return Err(errno),
-    };
-    mark.check(proc_, who)?;
-    Ok(held)
-}
-
-/// Whether exactly `who` has its number, and is the workload's.
-fn is_there(proc_: &Proc, mark: &Mark, who: Identity) -> Result<(), Errno> {
-    held(proc_, mark, who)?.map_or(Ok(()), |fd| send_to(&fd, 0))
-}
-
-fn send_to(process: &OwnedFd, signal: libc::c_int) -> Result<(), Errno> {
-    // SAFETY: pidfd_send_signal(2) takes a descriptor, a signal (0 is none), a siginfo pointer that may be null, and flags 0; `process`
-    // is open for the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            process.as_raw_fd(),
-            signal,
-            std::ptr::null::<libc::siginfo_t>(),
-            0u32,
-        )
-    };
-    Errno::result(result).map(drop)
-}
-
-/// A descriptor for a process (pidfd_open(2), Linux 5.3; close-on-exec by itself).
-///
-/// # Errors
-/// `ESRCH`, `ENOSYS`, `EMFILE` as the manual page says.
-pub fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
-    pidfd_open(pid, 0)
-}
-
-/// A descriptor for one thread of a process, so that pidfd_getfd(2) finds that thread's descriptor table: of the main thread it
-/// is the process's, else it takes PIDFD_THREAD (pidfd_open(2), Linux 6.9).
-///
-/// # Errors
-/// As `pidfd`; `EINVAL` where the kernel does not know the flag.
-pub fn pidfd_of_thread(pid: i32, tid: i32) -> Result<OwnedFd, Errno> {
-    pidfd_open(tid, if pid == tid { 0 } else { libc::PIDFD_THREAD })
-}
-
-fn pidfd_open(id: i32, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
-    // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
-    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel just gave us this descriptor, and nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
