@@ -4,8 +4,9 @@
 //! For what lies deeper than there are descriptors, and for what is in memory where there is none left. Sixteen bytes are kept of
 //! each level (of so many), to know that `..` led back to where it came from: who is still alive (not PID 1) may have moved a directory meanwhile.
 
-use super::crew::{Crew, Tree};
+use super::crew::Crew;
 use super::node::{Node, UNCHANGED};
+use super::tree::Tree;
 use super::walk::{Worker, remove};
 use crate::kernel::{entries, files, memory};
 use nix::errno::Errno;

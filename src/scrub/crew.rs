@@ -4,22 +4,18 @@
 //! Invariant: whoever leaves last reports the end, so no count changes after it.
 
 use super::leftovers::{Before, Cleared};
-use super::node::{Node, Settled, UNCHANGED};
+use super::names::Names;
+use super::node::{Node, Settled};
 use super::pace::Pace;
-use super::targets::{Source, Target};
+use super::targets::Target;
+use super::tree::Tree;
 use super::walk;
-use super::zero::Zeroed;
-use crate::kernel::{clock, cpu, files};
+use crate::kernel::{clock, cpu};
 use crate::machine::types::Instant;
 use crate::switches::without;
-use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Bytes of names kept for later, of all directories together.
@@ -29,138 +25,6 @@ const LEVELS: usize = 128 * 1024;
 const LEVELS_CROWDED: usize = 8 * 1024;
 /// How many more workers there may be than there are CPUs, where some hang.
 const SPARE_WORKERS: usize = 2;
-
-/// A path's status and why it is not `complete`.
-pub type Verdict = (&'static str, Option<String>);
-
-/// One target's progress. A reader may look while the work goes on, or hangs.
-#[derive(Debug, Default)]
-pub struct Tree {
-    /// It is no tmpfs.
-    disk: AtomicBool,
-    /// The space in use before, where the file system is a tmpfs of our own: then no file has to be asked for its size.
-    used: Mutex<Option<(u64, OwnedFd)>>,
-    measured: AtomicBool,
-    entries: AtomicU64,
-    bytes: AtomicU64,
-    verdict: OnceLock<Verdict>,
-    /// With `--scrub-mode zero`: what was overwritten.
-    pub zeroed: Option<Zeroed>,
-    /// The private directory, to be removed itself.
-    itself: Option<PathBuf>,
-    /// Device and inode of what stays, and where it is.
-    keeps: Vec<(u64, u64)>,
-    /// What is said of it though it was emptied.
-    note: Option<String>,
-    /// It is not where it was.
-    displaced: OnceLock<&'static str>,
-    /// The mode its top had, where that was changed.
-    mode: OnceLock<u32>,
-    /// Directories open, of all trees together.
-    pub open: Arc<AtomicUsize>,
-}
-
-impl Tree {
-    /// Whether a disk may be behind it, which likes some orders better than others.
-    #[must_use]
-    pub fn is_on_disk(&self) -> bool {
-        self.disk.load(Ordering::Relaxed)
-    }
-
-    /// An entry is gone, and so many bytes with it.
-    pub fn removed(&self, bytes: u64) {
-        self.entries.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Whether files have to be asked for their sizes.
-    #[must_use]
-    pub fn asks_sizes(&self) -> bool {
-        !self.measured.load(Ordering::Relaxed)
-    }
-
-    /// Whether some of its entries stay.
-    #[must_use]
-    pub const fn keeps_any(&self) -> bool {
-        !self.keeps.is_empty()
-    }
-
-    /// Whether what has this device and inode stays.
-    #[must_use]
-    pub fn keeps(&self, inode: (u64, u64)) -> bool {
-        self.keeps.contains(&inode)
-    }
-
-    /// The mode its top has, before it is changed: the first stands.
-    pub fn had_mode(&self, mode: u32) {
-        let _ = self.mode.set(mode);
-    }
-
-    /// The mode its top had, where that was changed when it was opened.
-    #[must_use]
-    pub fn mode(&self) -> u32 {
-        self.mode.get().copied().unwrap_or(UNCHANGED)
-    }
-
-    /// It is not where it was, or not what it was.
-    pub fn displace(&self, why: &'static str) {
-        let _ = self.displaced.set(why);
-    }
-
-    /// Entries and bytes removed so far.
-    #[must_use]
-    pub fn counts(&self) -> (u64, u64) {
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let freed = used.as_ref().map(freed);
-        (self.entries.load(Ordering::Relaxed), freed.unwrap_or_else(|| self.bytes.load(Ordering::Relaxed)))
-    }
-
-    /// Its verdict, once it has one.
-    #[must_use]
-    pub fn verdict(&self) -> Option<&Verdict> {
-        self.verdict.get()
-    }
-
-    /// The first verdict stands.
-    pub fn conclude(&self, verdict: Verdict) {
-        // The descriptor goes with the work: there may be many targets.
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(used) = used {
-            self.bytes.store(freed(&used), Ordering::Relaxed);
-        }
-        let _ = self.verdict.set(verdict);
-    }
-
-    /// Its work is done; `why` something is left in it, if there is.
-    pub(super) fn done(&self, top: &Node, why: Option<Errno>) {
-        top.give_back_mode();
-        self.conclude(match (why, self.displaced.get(), self.itself.as_deref().map(remove_itself)) {
-            (Some(errno), ..) => ("failed", Some(format!("{errno:?}"))),
-            (None, Some(why), _) => ("failed", Some((*why).to_owned())),
-            (None, None, Some(Err(errno))) => ("failed", Some(format!("rmdir: {errno:?}"))),
-            (None, None, None | Some(Ok(()))) => ("complete", self.note.clone()),
-        });
-    }
-
-    /// Notes what `top` is on. `own` says that nobody but the workload writes to a tmpfs here.
-    pub fn begin(&self, top: &OwnedFd, own: bool) {
-        self.disk.store(files::file_system(top.as_fd()) != libc::TMPFS_MAGIC, Ordering::Relaxed);
-        if let Some(zeroed) = &self.zeroed {
-            zeroed.begin(top.as_fd());
-        }
-        if own
-            && let Some(used) = files::tmpfs_used(top.as_fd())
-            && let Ok(fd) = top.try_clone()
-        {
-            *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Some((used, fd));
-            self.measured.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
-fn freed((before, fd): &(u64, OwnedFd)) -> u64 {
-    files::tmpfs_used(fd.as_fd()).map_or(0, |after| before.saturating_sub(after))
-}
 
 /// Something to do.
 #[derive(Debug)]
@@ -175,58 +39,6 @@ pub enum Work {
     Enter(Arc<Node>, Names),
     /// Remove files that another worker found.
     Files(Arc<Node>, Names),
-}
-
-/// Names in one allocation, which counts among what the crew keeps.
-#[derive(Debug, Default)]
-pub struct Names {
-    bytes: Vec<u8>,
-    kept: Option<(Arc<AtomicUsize>, usize)>,
-}
-
-impl Names {
-    /// One more.
-    pub fn push(&mut self, name: &CStr) {
-        self.bytes.extend_from_slice(name.to_bytes_with_nul());
-    }
-
-    /// The last one.
-    pub fn pop(&mut self) -> Option<CString> {
-        let end = self.bytes.len().checked_sub(1)?;
-        let start = self.bytes.get(..end)?.iter().rposition(|&b| b == 0).map_or(0, |nul| nul.saturating_add(1));
-        let name = CString::new(self.bytes.get(start..end)?).ok()?;
-        self.bytes.truncate(start);
-        Some(name)
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// How many bytes they take.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// They are kept until somebody has time for them.
-    #[must_use]
-    pub fn kept(mut self, crew: &Crew) -> Self {
-        let size = self.bytes.capacity();
-        crew.kept.fetch_add(size, Ordering::Relaxed);
-        self.kept = Some((Arc::clone(&crew.kept), size));
-        self
-    }
-}
-
-impl Drop for Names {
-    fn drop(&mut self) {
-        if let Some((kept, size)) = &self.kept {
-            kept.fetch_sub(*size, Ordering::Relaxed);
-        }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -284,17 +96,7 @@ impl Crew {
         done: Option<EventFd>,
     ) -> Self {
         let open = Arc::new(AtomicUsize::new(0));
-        let tree = |t: &mut Target| {
-            Arc::new(Tree {
-                itself: matches!(t.source, Source::Private(_)).then(|| t.path.clone()),
-                zeroed: zero.then(Zeroed::default),
-                keeps: std::mem::take(&mut t.keeps),
-                note: t.note.take(),
-                open: Arc::clone(&open),
-                ..Tree::default()
-            })
-        };
-        let trees = targets.iter_mut().map(tree).collect();
+        let trees = targets.iter_mut().map(|target| Arc::new(Tree::new(target, zero, &open))).collect();
         // The stack's top is its end: the first target first, and those in memory before those on a disk. They may be what has used up
         // the memory limit, and everything else needs some.
         let (memory, disk): (Vec<_>, Vec<_>) = targets
@@ -339,6 +141,11 @@ impl Crew {
         self.open.load(Ordering::Relaxed) >= walk::DESCRIPTORS
     }
 
+    /// Bytes of names kept.
+    pub(super) const fn kept(&self) -> &Arc<AtomicUsize> {
+        &self.kept
+    }
+
     /// Whether there is no room for `more` bytes of names.
     #[must_use]
     pub fn is_full(&self, more: usize) -> bool {
@@ -358,7 +165,7 @@ impl Crew {
     /// To be called now and then. Where nothing has moved since, whoever works is waiting for a file system: somebody else goes on
     /// with what is left.
     pub fn nudge(self: &Arc<Self>) {
-        let removed = self.trees.iter().fold(0u64, |sum, tree| sum.wrapping_add(tree.entries.load(Ordering::Relaxed)));
+        let removed = self.trees.iter().fold(0u64, |sum, tree| sum.wrapping_add(tree.entries()));
         let moved = removed.wrapping_add(self.begun.load(Ordering::Relaxed));
         if self.seen.swap(moved, Ordering::Relaxed) != moved || self.stack().work.is_empty() {
             return;
@@ -606,18 +413,6 @@ fn pop(stack: &mut Vec<Work>) -> Option<Work> {
     stack.pop()
 }
 
-/// Removes the private directory's own name. rmdir(2) takes only an empty directory, so whatever the workload may have put
-/// in its place is safe.
-fn remove_itself(path: &Path) -> Result<(), Errno> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::EINVAL) };
-    let parent = files::open_path(parent)?;
-    let name = CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)?;
-    match files::rmdir(parent.as_fd(), &name) {
-        Err(Errno::ENOENT) => Ok(()),
-        result => result,
-    }
-}
-
 /// The machine's clock as one number.
 fn nanos(at: Instant) -> u64 {
     u64::try_from(at.0.as_nanos()).unwrap_or(u64::MAX)
@@ -626,6 +421,8 @@ fn nanos(at: Instant) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scrub::targets::Source;
+    use std::path::PathBuf;
 
     #[test]
     fn who_hangs_is_made_up_for_but_not_where_memory_is_used_up() {

@@ -4,7 +4,7 @@
 //! its children was. Nothing here recurses: `settled` says what to do next, and the caller loops. One whose mode was changed, and that
 //! stays, has its own mode back when nobody works in it any more.
 
-use super::crew::Tree;
+use super::tree::Tree;
 use crate::kernel::{entries, files};
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};

@@ -1,6 +1,6 @@
 //! Which paths are scrubbed, and why the others are not.
 
-use super::crew::{Tree, Verdict};
+use super::tree::{Tree, Verdict};
 use crate::kernel::files::{self, Identity};
 use crate::kernel::limits;
 use crate::kernel::mounts::{Mount, holder};

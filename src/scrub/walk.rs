@@ -4,8 +4,9 @@
 //! directories open, whatever the tree: what there are none for, or no room for its name, is burrowed into.
 //! docs/scrub.md has the measurements behind the choices.
 
-use super::crew::{Crew, Names, Work};
+use super::crew::{Crew, Work};
 use super::leftovers::Cleared;
+use super::names::Names;
 use super::node::Node;
 use super::targets::{Source, Target};
 use super::zero;
