@@ -366,12 +366,14 @@ fn a_kernel_that_refuses_any_one_call_changes_neither_the_end_nor_its_status() {
                 s["errors"].is_array() || s["cleanup_status"] != "complete" || !ran.records.is_empty()
             });
             if !left.is_empty() || !right || !told || (hit && loses && name != "splice" && !named) {
-                wrong.push(format!(
+                let what = format!(
                     "pid1 {as_pid1}, {errno} for {name} number {n} ({line}): hit {hit}, left {left:?}, status {:?}, seal {}\nstderr {}",
                     ran.status,
                     seal.map_or("none".into(), ToString::to_string),
                     ran.stderr
-                ));
+                );
+                println!("{what}"); // Not only at the end: it is an hour's work.
+                wrong.push(what);
             }
         }
         // How many calls there are differs from run to run (a walk makes three for each process of the machine, when not PID
