@@ -15,7 +15,7 @@
 
 use gracekeeper::kernel::clock;
 use gracekeeper::scrub::job;
-use gracekeeper::scrub::targets::{Source, Target};
+use gracekeeper::scrub::targets;
 use gracekeeper::settings::ScrubMode;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -179,11 +179,11 @@ fn removed_by_rm(tree: &Path) -> Took {
 
 fn scrubbed(tree: &Path) -> Took {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let mut target = Target::new(tree.to_owned(), Source::Path);
-    target.own_tmpfs = tree.starts_with("/dev/shm");
+    let mut targets = targets::resolve(&[tree.to_owned()], false, None, None, &[]);
+    targets.iter_mut().for_each(|target| target.own_tmpfs = tree.starts_with("/dev/shm"));
     let cpu = cpu(UsageWho::RUSAGE_SELF);
     let began = Instant::now();
-    let job = job::start(vec![target], None, clock::now().plus(Duration::from_secs(120)), ScrubMode::Delete, false);
+    let job = job::start(targets, None, clock::now().plus(Duration::from_secs(120)), ScrubMode::Delete, false);
     while !job.is_done() {
         poll(&mut [PollFd::new(job.fd().unwrap(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
     }

@@ -3,7 +3,7 @@
 use super::places::*;
 use gracekeeper::kernel::clock;
 use gracekeeper::scrub::job::{self, Job};
-use gracekeeper::scrub::targets::{Source, Target};
+use gracekeeper::scrub::targets;
 use gracekeeper::settings::ScrubMode;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 fn started(tree: &Path, budget: Duration) -> Job {
-    let target = Target::new(tree.to_owned(), Source::Path);
-    job::start(vec![target], None, clock::now().plus(budget), ScrubMode::Delete, false)
+    let targets = targets::resolve(&[tree.to_owned()], false, None, None, &[]);
+    job::start(targets, None, clock::now().plus(budget), ScrubMode::Delete, false)
 }
 
 fn ended(job: &Job) {
