@@ -71,11 +71,10 @@ fn who_has_a_child_and_is_gone_when_looked_at() {
     // It needs a CPU between the names and the looks, which others may have: without `early_look` the looks come 20 ms later.
     let missed = (0..20).any(|_| somebody_left(&run("composure,early_look,second_look,hidden")));
     assert!(missed, "control: one look has to miss it some time");
-    for off in ["composure", "composure,early_look"] {
-        for _ in 0..10 {
-            let ran = run(off);
-            assert!(!somebody_left(&ran), "{off}: {ran:#?}");
-        }
+    // Not with `early_look`: on a free CPU such a chain is quicker than looks that are all 20 ms late, and the panic hook has a second.
+    for _ in 0..10 {
+        let ran = run("composure");
+        assert!(!somebody_left(&ran), "{ran:#?}");
     }
 }
 
