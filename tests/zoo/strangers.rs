@@ -7,12 +7,14 @@ const KEEPER: &str = "/mnt/gracekeeper --audit-file /var/log/security-audit.json
 /// A helper that was there before `exec gracekeeper`, and ends `after` its own child is there. The child comes to gracekeeper, which
 /// is the subreaper; there it says so, and when gracekeeper is gone it says what it may still do. `ran` is the command.
 fn orphaned(guard: Guard<'_>, after: &str, options: &str, ran: &str) -> Attempt {
-    let child = "parent() { cut -d' ' -f4 /proc/$$/stat; }; \
+    // `PPID` is what it was when the shell began: its parent has to be there until then.
+    let child = "touch /media/born; parent() { cut -d' ' -f4 /proc/$$/stat; }; \
                  while [ $(parent) = $PPID ]; do sleep 0.02; done; keeper=$(parent); touch /media/orphan; \
                  while [ $(parent) = $keeper ]; do sleep 0.02; done; \
                  echo $(ulimit -n) $(ulimit -f) > /media/limits; exec sleep 600";
     let script = format!(
-        "child=\"$1\"; (until [ -e /media/go ]; do sleep 0.02; done; sh -c \"$child\" & sleep {after}) & \
+        "child=\"$1\"; (until [ -e /media/go ]; do sleep 0.02; done; sh -c \"$child\" & \
+         until [ -e /media/born ]; do sleep 0.02; done; sleep {after}) & \
          exec {KEEPER} {options} -- sh -c 'touch /media/go; until [ -e /media/orphan ]; do sleep 0.02; done; {ran}'"
     );
     let mut stage = Stage::new(Below);
