@@ -64,15 +64,17 @@ impl Everything {
                     others.push(*stat);
                     continue;
                 }
+                if stat.is_dead() {
+                    // Nobody signals it, whosever it was: it is asked nothing more.
+                    self.dead += 1;
+                    next.push(stat.pid);
+                    continue;
+                }
                 match before.binary_search(&who).map(|_| true).or_else(|_| self.mark.is_on(proc_, stat)) {
                     Ok(true) => {
                         self.marked.push(who);
                         next.push(stat.pid);
-                        if stat.is_dead() {
-                            self.dead += 1;
-                        } else {
-                            self.found.push(*stat);
-                        }
+                        self.found.push(*stat);
                     }
                     // A stranger's child that has come to us.
                     Ok(false) => {}
@@ -124,8 +126,8 @@ impl Everything {
             match proc_.stat(pid) {
                 // Born, or come to us, since the walk.
                 Ok(stat) if self.strangers.contains(&stat.identity()) => {}
+                Ok(stat) if stat.is_dead() => self.dead += 1,
                 Ok(stat) => match self.mark.is_on(proc_, &stat) {
-                    Ok(true) if stat.is_dead() => self.dead += 1,
                     Ok(true) => self.found.push(stat),
                     Ok(false) => {}
                     Err(errno) => known &= is_gone(errno),
