@@ -87,27 +87,10 @@ impl Everything {
     /// As not PID 1 the errno of `prctl(2)`, without which an orphan of the workload could not be found; `EIO` where not everybody who
     /// is there can be looked at.
     pub fn new(pid1: bool) -> Result<Self, Errno> {
-        let myself = nix::unistd::getpid().as_raw();
         let proc_ = Proc::open().ok();
-        let mut everything = Self {
-            pid1,
-            myself,
-            mark: Arc::new(Mark::new(proc_.as_ref(), pid1)),
-            proc_,
-            strangers: HashSet::new(),
-            hidden_strangers: HashSet::new(),
-            had_children: false,
-            crowd: CROWD,
-            marked: Vec::new(),
-            table: Vec::new(),
-            found: Vec::new(),
-            hidden: Vec::new(),
-            dead: 0,
-            weary_until: Instant::default(),
-            patience: PATIENCE,
-            hurry: None,
-            pressure: if pid1 && !without("pressure") { Pressure::open() } else { None },
-        };
+        let mark = Arc::new(Mark::new(proc_.as_ref(), pid1));
+        let mut everything = Self::alone(pid1, proc_, mark);
+        everything.pressure = if pid1 && !without("pressure") { Pressure::open() } else { None };
         if !pid1 {
             nix::sys::prctl::set_child_subreaper(!without("subreaper"))?;
             if !everything.find() && everything.proc_.is_some() {
@@ -125,22 +108,35 @@ impl Everything {
     /// Another one, for whoever cannot wait until this one is free: it knows the same strangers.
     #[must_use]
     pub fn spare(&self) -> Self {
+        let spare = Self::alone(self.pid1, Proc::open().ok(), Arc::clone(&self.mark));
         Self {
-            pid1: self.pid1,
-            myself: self.myself,
-            proc_: Proc::open().ok(),
             strangers: self.strangers.clone(),
             hidden_strangers: self.hidden_strangers.clone(),
             had_children: self.had_children,
             crowd: self.crowd,
-            mark: Arc::clone(&self.mark),
+            patience: self.patience,
+            ..spare
+        }
+    }
+
+    /// Nobody is known yet.
+    fn alone(pid1: bool, proc_: Option<Proc>, mark: Arc<Mark>) -> Self {
+        Self {
+            pid1,
+            myself: nix::unistd::getpid().as_raw(),
+            proc_,
+            strangers: HashSet::new(),
+            hidden_strangers: HashSet::new(),
+            had_children: false,
+            crowd: CROWD,
+            mark,
             marked: Vec::new(),
             table: Vec::new(),
             found: Vec::new(),
             hidden: Vec::new(),
             dead: 0,
             weary_until: Instant::default(),
-            patience: self.patience,
+            patience: PATIENCE,
             hurry: None,
             pressure: None,
         }
