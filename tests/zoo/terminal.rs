@@ -217,6 +217,14 @@ fn its_group_cannot_be_joined() {
     }
 }
 
+/// A shell on a terminal of its own, in which the attack runs as a job in the foreground; `variables` are set for it.
+fn job(guard: Guard<'_>, dir: &Path, variables: &str, attack: &str) -> Session {
+    let mut bash = Session::new(Command::new("bash").args(["--norc", "--noprofile", "-i"]), guard);
+    bash.expect("prompt ");
+    bash.say(&format!("{variables}{}\n", supervised(guard, dir, attack)));
+    bash
+}
+
 /// What the terminal says because the workload asked it is no operator's Ctrl-C.
 #[test]
 fn what_it_answers_is_no_interrupt() {
@@ -226,10 +234,7 @@ fn what_it_answers_is_no_interrupt() {
     let sealed = |guard: Guard<'_>| {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
-        let mut bash = Session::new(Command::new("bash").args(["--norc", "--noprofile", "-i"]), guard);
-        bash.expect("prompt ");
-        let command = supervised(guard, dir.path(), "ctrl-c");
-        bash.say(&format!("INTERNAL_TIMEOUT=4s SOFT_LIMIT=200ms HARD_LIMIT=400ms {command}\n"));
+        let mut bash = job(guard, dir.path(), "INTERNAL_TIMEOUT=4s SOFT_LIMIT=200ms HARD_LIMIT=400ms ", "ctrl-c");
         bash.expect("armed 0.");
         bash.say("c");
         let text = || std::fs::read_to_string(&log).unwrap_or_default();
@@ -251,10 +256,12 @@ fn its_deadline_is_kept_while_it_is_stopped() {
     let ended = |guard: Guard<'_>| {
         let dir = tempfile::tempdir().unwrap();
         let (ticks, log) = (dir.path().join("ticks"), dir.path().join("log"));
-        let mut bash = Session::new(Command::new("bash").args(["--norc", "--noprofile", "-i"]), guard);
-        bash.expect("prompt ");
-        let command = supervised(guard, dir.path(), &format!("wakes {}", ticks.display()));
-        bash.say(&format!("INTERNAL_TIMEOUT=2s SOFT_LIMIT=1s HARD_LIMIT=1s {command}\n"));
+        let mut bash = job(
+            guard,
+            dir.path(),
+            "INTERNAL_TIMEOUT=2s SOFT_LIMIT=1s HARD_LIMIT=1s ",
+            &format!("wakes {}", ticks.display()),
+        );
         bash.expect("Stopped");
         let length = || std::fs::metadata(&ticks).map_or(0, |meta| meta.len());
         until("it goes on", || length() > 0);
@@ -287,10 +294,7 @@ fn nobody_goes_on_while_it_is_stopped() {
     let went_on = |guard: Guard<'_>, how: &str| {
         let dir = tempfile::tempdir().unwrap();
         let ticks = dir.path().join("ticks");
-        let mut bash = Session::new(Command::new("bash").args(["--norc", "--noprofile", "-i"]), guard);
-        bash.expect("prompt ");
-        let command = supervised(guard, dir.path(), &format!("ticks {} {how}", ticks.display()));
-        bash.say(&format!("{command}\n"));
+        let mut bash = job(guard, dir.path(), "", &format!("ticks {} {how}", ticks.display()));
         bash.expect("Stopped");
         let length = || std::fs::metadata(&ticks).unwrap().len();
         let before = length();
