@@ -114,6 +114,8 @@ pub fn run() {
     let (mut reaped, mut ended) = (Samples::new("kill", "ms"), Samples::new("kill-end", "ms"));
     for size in SIZES {
         for round in 0..rounds(21) {
+            // On its own a round of the largest takes half a minute.
+            eprint!("\r{size} processes, round {} of {} ", round + 1, rounds(21));
             for n in 0..7 {
                 let (who, observed, took) = match (n + round) % 7 {
                     0 => (KERNEL, true, pid1(&kernels, size, true, &[Signal::SIGKILL])),
@@ -138,6 +140,7 @@ pub fn run() {
             }
         }
     }
+    eprintln!();
     for (what, samples, how) in [
         ("to everything reaped", &reaped, ""),
         ("to the end of PID 1", &ended, ""),
