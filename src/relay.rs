@@ -10,7 +10,7 @@ use crate::audit::record::Output;
 use crate::kernel::outcome::{Cause, Outcome};
 use crate::kernel::pipe::{self, Destination, Stage};
 use crate::kernel::pressure::Pressure;
-use crate::machine::step::Event;
+use crate::machine::events::Event;
 use crate::machine::types::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};

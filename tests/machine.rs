@@ -2,9 +2,10 @@
 //! everything is dead, never kills before it may.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use gracekeeper::machine::events::{Action, Event};
 use gracekeeper::machine::plan::Limits;
 use gracekeeper::machine::status::LaunchFailure;
-use gracekeeper::machine::step::{Action, Event, Machine, State};
+use gracekeeper::machine::step::{Machine, State};
 use gracekeeper::machine::types::{Behaviour, Ended, Instant, Rule, StopSignal, Trigger};
 use proptest::prelude::*;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! The pure heart: events and time in, actions out. No clock, environment, descriptor or pid; no `unsafe`.
 
+pub mod events;
 pub mod plan;
 pub mod status;
 pub mod step;

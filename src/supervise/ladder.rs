@@ -6,7 +6,7 @@ use super::Supervisor;
 use crate::audit::record::{Body, Escalation};
 use crate::kernel::sockdiag::{self, Socket};
 use crate::kernel::{clock, terminal};
-use crate::machine::step::{Action, Event};
+use crate::machine::events::{Action, Event};
 use crate::machine::types::Instant;
 use crate::revoke;
 use crate::scrub::job;

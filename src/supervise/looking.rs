@@ -3,7 +3,8 @@
 use super::Supervisor;
 use crate::audit::record::{Activity, Body};
 use crate::kernel::clock;
-use crate::machine::step::{Event, State};
+use crate::machine::events::Event;
+use crate::machine::step::State;
 use crate::machine::types::{Behaviour, Instant};
 use crate::scrub::job::Job;
 use crate::seal;

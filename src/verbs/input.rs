@@ -1,4 +1,5 @@
-//! A file that the operator names, to be read to its end: a regular one, or what a shell puts there (`/dev/stdin`, `<(…)`).
+//! A file that the operator names, to be read to its end: a regular one, what a shell puts there (`/dev/stdin`, `<(…)`), or `-`, the
+//! standard input.
 //!
 //! Invariant: nobody is waited for who may never come.
 
@@ -22,6 +23,10 @@ const LATE_MS: u16 = 2000;
 /// # Errors
 /// What open(2) and fstat(2) answer; a FIFO that nobody has open for writing, whose open(2) would wait for somebody (fifo(7)).
 pub fn open(path: &Path) -> io::Result<impl Read> {
+    if path.as_os_str() == "-" {
+        // Not opened anew, as /dev/stdin would be: it may be a socket, which open(2) refuses, or somebody else's file.
+        return Ok(Cursor::new(Vec::new()).chain(File::from(io::stdin().as_fd().try_clone_to_owned()?)));
+    }
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let kind = file.metadata()?.file_type();
     let mut first = Vec::new();

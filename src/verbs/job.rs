@@ -271,11 +271,8 @@ fn next(parser: &mut Parser) -> Option<OsString> {
 fn read(file: &OsStr) -> Result<Task, String> {
     let name = printable(file);
     let mut bytes = Vec::new();
-    let read = if file == "-" {
-        std::io::stdin().lock().take(TASK_BYTES.saturating_add(1)).read_to_end(&mut bytes)
-    } else {
-        super::input::open(Path::new(file)).and_then(|f| f.take(TASK_BYTES.saturating_add(1)).read_to_end(&mut bytes))
-    };
+    let read =
+        super::input::open(Path::new(file)).and_then(|f| f.take(TASK_BYTES.saturating_add(1)).read_to_end(&mut bytes));
     read.map_err(|e| format!("{name}: {e}"))?;
     if u64::try_from(bytes.len()).is_ok_and(|n| n > TASK_BYTES) {
         return Err(format!("{name}: a task is at most {TASK_BYTES} bytes"));

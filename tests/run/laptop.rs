@@ -609,6 +609,8 @@ fn a_named_file_is_opened_without_waiting_for_anybody() {
         for script in [
             verb(file),
             format!("{} <{file}", verb("/dev/stdin")),
+            format!("{} <{file}", verb("-")),
+            format!("cat {file} | {}", verb("-")),
             format!("cat {file} | {}", verb("/dev/stdin")),
             format!("{{ sleep 0.2; cat {file}; }} | {}", verb("/dev/fd/0")),
             verb(&format!("<(cat {file})")),
@@ -622,10 +624,19 @@ fn a_named_file_is_opened_without_waiting_for_anybody() {
             assert_eq!(code, 0, "{script}: {out}{told}");
         }
     }
-    let (code, out, told) = shell("\"$G\" job - --image i <task");
-    assert_eq!(code, 0, "{out}{told}");
+    // A socket, which open(2) refuses: the control.
+    for (file, code) in [("-", 0), ("/dev/stdin", 125)] {
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        std::io::Write::write_all(&mut ours, &std::fs::read(at("audit")).unwrap()).unwrap();
+        drop(ours);
+        let mut verify = gracekeeper();
+        verify.args(["verify", file]).stdin(std::os::fd::OwnedFd::from(theirs));
+        assert_eq!(run(&mut verify).code(), Some(code), "{file}");
+    }
     // Nothing at all is an answer of its own, and no FIFO.
-    assert_eq!(shell(&format!("true | {}", verify("/dev/stdin"))).0, 3);
+    for file in ["/dev/stdin", "-"] {
+        assert_eq!(shell(&format!("true | {}", verify(file))).0, 3, "{file}");
+    }
     let (code, _, told) = shell(&verify("."));
     assert!(code == 125 && told.contains("Is a directory"), "{told}");
     // What is at DEST and no file is not taken away.

@@ -1,8 +1,9 @@
 //! The driver: what `supervise` does, with the simulated kernel in the real one's place. It decides nothing.
 
 use crate::world::{Kernel, MS, Monitoring, NEVER, Process, Rng, SECOND, Workload};
+use gracekeeper::machine::events::{Action, Event};
 use gracekeeper::machine::plan::Limits;
-use gracekeeper::machine::step::{Action, Event, Machine, State};
+use gracekeeper::machine::step::{Machine, State};
 use gracekeeper::machine::types::{Behaviour, Ended, Instant, StopSignal};
 use gracekeeper::watch::rules::{Reading, Rules};
 use std::time::Duration;

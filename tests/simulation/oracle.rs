@@ -2,8 +2,8 @@
 
 use crate::driver::Run;
 use crate::world::{MS, Monitoring, NEVER, SECOND};
+use gracekeeper::machine::events::Event;
 use gracekeeper::machine::status::LaunchFailure;
-use gracekeeper::machine::step::Event;
 use gracekeeper::machine::types::{Ended, StopSignal};
 use std::time::Duration;
 
