@@ -1,12 +1,12 @@
 //! Killing: from the signal to everything reaped, for 1 to 5,000 processes that ignore SIGTERM, each in a session of its own,
 //! against the kernel's own teardown of a PID namespace with the same tree (SIGKILL to its PID 1). Beside it the subreaper.
 //!
-//! `cargo bench --bench figures -- kill [ROUNDS]`, as root. gracekeeper is told to kill at once (SIGINT and SIGQUIT). Everything is
+//! `cargo bench --bench figures -- kill [ROUNDS [SIZE…]]`, as root. gracekeeper is told to kill at once (SIGINT and SIGQUIT). Everything is
 //! every process of the tree, and not PID 1, in all of them; when it is reaped, `observer` says. The time to the end of PID 1, with
 //! gracekeeper's scrub and seal in it (audit on tmpfs), is the second of each sample, and measured once more with nobody observing.
 
 use super::observer::{self, Observer};
-use super::support::{Samples, apart, as_pid1, median, nanoseconds, now, private, quantile, rounds};
+use super::support::{Samples, apart, as_pid1, median, nanoseconds, now, numbers, private, quantile, rounds};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{ForkResult, Pid, fork, pause, setsid};
 use std::io::{Read, Write};
@@ -112,7 +112,9 @@ pub fn run() {
     let blind = ["/mnt/gracekeeper", "--risk", "high", "--monitoring", "off", "--", "/mnt/worker"];
     let kernels = ["/mnt/worker", "init"];
     let (mut reaped, mut ended) = (Samples::new("kill", "ms"), Samples::new("kill-end", "ms"));
-    for size in SIZES {
+    let sizes = numbers().skip(1).collect::<Vec<_>>();
+    let sizes = if sizes.is_empty() { SIZES.to_vec() } else { sizes };
+    for &size in &sizes {
         for round in 0..rounds(21) {
             // On its own a round of the largest takes half a minute.
             eprint!("\r{size} processes, round {} of {} ", round + 1, rounds(21));
@@ -150,7 +152,7 @@ pub fn run() {
             "{what}\n{:>6} {:<28} {:>9} {:>9} {:>7} {:>6} {:>6}",
             "size", "who", "p50 ms", "p99 ms", "ratio", "p5", "p95"
         );
-        for size in SIZES {
+        for &size in &sizes {
             let of = |who: &str| samples.of(&format!("{who} {size}{how}"));
             let kernel = of(KERNEL);
             for who in [KERNEL, CONFINED, OURS, UNSEEN, SUBREAPER] {

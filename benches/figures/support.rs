@@ -162,9 +162,14 @@ pub fn median(samples: &[f64]) -> f64 {
     quantile(samples, 0.5)
 }
 
-/// The number after the bench's name, else `default`: how many rounds.
+/// The numbers after the bench's name.
+pub fn numbers() -> impl Iterator<Item = usize> {
+    std::env::args().skip(1).filter_map(|w| w.parse().ok())
+}
+
+/// The first of them, else `default`: how many rounds.
 pub fn rounds(default: usize) -> usize {
-    std::env::args().skip(1).find_map(|w| w.parse().ok()).unwrap_or(default)
+    numbers().next().unwrap_or(default)
 }
 
 /// The samples of one bench: who, what, value.
