@@ -75,14 +75,23 @@ fn pid1(words: &[&str], size: usize, observed: bool, signals: &[Signal]) -> Vec<
         init.ready();
         let observer = fifo.map(|fifo| Observer::of(fifo, init.pid, size));
         std::thread::sleep(AGE);
-        let since = now();
-        signals.iter().for_each(|signal| kill(init.pid, *signal).unwrap());
+        let since = sent(init.pid, signals);
         let reaped = observer.map(|observer| {
             observer.reaped();
             nanoseconds(since)
         });
         reaped.into_iter().chain([init.gone(since)]).collect()
     })
+}
+
+/// Sends them; when the last one was, which is the one that kills.
+fn sent(pid: Pid, signals: &[Signal]) -> Duration {
+    let mut since = now();
+    for signal in signals {
+        since = now();
+        kill(pid, *signal).unwrap();
+    }
+    since
 }
 
 /// Not as PID 1: a child of ours that finds its descendants by itself.
@@ -96,8 +105,7 @@ fn subreaper(size: usize) -> Vec<u64> {
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let observer = Observer::of(fifo, pid, size);
         std::thread::sleep(AGE);
-        let since = now();
-        NOW.iter().for_each(|signal| kill(pid, *signal).unwrap());
+        let since = sent(pid, &NOW);
         observer.reaped();
         let reaped = nanoseconds(since);
         child.wait().unwrap();
