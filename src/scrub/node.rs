@@ -107,8 +107,8 @@ impl Node {
         if !self.tree.keeps_any() {
             return None;
         }
-        let (inode, directory) = files::inode_of(self.fd(), name).ok()?;
-        self.tree.keeps(inode).then_some(directory)
+        let found = files::inode_of(self.fd(), name).ok()?;
+        self.tree.keeps(found).then_some(found.1)
     }
 
     /// The directory.
@@ -195,7 +195,8 @@ impl Node {
                 entries::seek(self.fd(), 0).map_err(|errno| self.leave(errno)).is_ok()
             }
         };
-        let kept = || self.tree.keeps_any() && files::inode(self.fd()).is_ok_and(|inode| self.tree.keeps(inode));
+        let kept =
+            || self.tree.keeps_any() && files::inode(self.fd()).is_ok_and(|inode| self.tree.keeps((inode, true)));
         let Some(parent) = self.parent.as_ref().filter(|_| !kept()) else {
             return if reread() { Settled::Again } else { Settled::Stays(self.left()) };
         };

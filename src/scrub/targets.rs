@@ -27,8 +27,10 @@ pub struct Target {
     pub at_hand: bool,
     /// It is on a tmpfs that no other target is on and nobody else writes to: the space it gives back can be measured.
     pub own_tmpfs: bool,
-    /// Device and inode of what stays in it: gracekeeper's own files, other targets, and the directories they are in.
-    pub keeps: Vec<(u64, u64)>,
+    /// What stays in it: gracekeeper's own files, other targets, and the directories they are in.
+    pub keeps: Vec<Kept>,
+    /// Directories among those: while they are held, nothing that is made anew gets their numbers.
+    held: Vec<OwnedFd>,
     /// What the record says of it though it is `complete`.
     pub note: Option<String>,
     /// What it was before the spawn, where it was there.
@@ -38,6 +40,9 @@ pub struct Target {
     /// Nobody of the workload can mount anything.
     fixed: bool,
 }
+
+/// Device and inode of something that stays, and whether it is a directory: what has its numbers later and is no directory is another file.
+pub type Kept = ((u64, u64), bool);
 
 #[derive(Debug)]
 struct Was {
@@ -63,6 +68,7 @@ impl Target {
             at_hand: false,
             own_tmpfs: false,
             keeps: Vec::new(),
+            held: Vec::new(),
             note: None,
             was: None,
             above: None,
@@ -225,7 +231,10 @@ fn keep(target: &mut Target, own: &[PathBuf], targets: &[PathBuf]) {
     for path in files.chain(targets.iter().filter(inside)) {
         for above in path.ancestors().take_while(|above| *above != target.path) {
             if let Ok(found) = std::fs::symlink_metadata(above) {
-                target.keeps.push((found.dev(), found.ino()));
+                target.keeps.push(((found.dev(), found.ino()), found.is_dir()));
+                if found.is_dir() && target.held.len() < HELD {
+                    target.held.extend(files::see_path(above));
+                }
             }
         }
     }

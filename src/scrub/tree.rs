@@ -3,7 +3,7 @@
 //! Invariant: the first verdict stands.
 
 use super::node::{Node, UNCHANGED};
-use super::targets::{Source, Target};
+use super::targets::{Kept, Source, Target};
 use super::zero::Zeroed;
 use crate::kernel::files;
 use nix::errno::Errno;
@@ -32,8 +32,8 @@ pub struct Tree {
     pub zeroed: Option<Zeroed>,
     /// The private directory, to be removed itself.
     itself: Option<PathBuf>,
-    /// Device and inode of what stays, and where it is.
-    keeps: Vec<(u64, u64)>,
+    /// What stays.
+    keeps: Vec<Kept>,
     /// What is said of it though it was emptied.
     note: Option<String>,
     /// It is not where it was.
@@ -87,10 +87,10 @@ impl Tree {
         !self.keeps.is_empty()
     }
 
-    /// Whether what has this device and inode stays.
+    /// Whether this stays.
     #[must_use]
-    pub fn keeps(&self, inode: (u64, u64)) -> bool {
-        self.keeps.contains(&inode)
+    pub fn keeps(&self, found: Kept) -> bool {
+        self.keeps.contains(&found)
     }
 
     /// The mode its top has, before it is changed: the first stands.

@@ -224,6 +224,41 @@ echo FOUND; find /tmp -mindepth 1 | sort; echo AUDIT; cat /tmp/own/deep/audit.js
     }
 }
 
+/// The directory between two targets stays. Removed by the workload, it leaves its number to the next file on such a file system.
+#[test]
+fn a_number_that_is_used_again_keeps_no_file() {
+    if !has("root") {
+        return;
+    }
+    const ATTACK: &str = r#"cd "$D"; number=$(stat -c %i work); mv work/out out; rmdir work; n=0
+while [ $n -lt 400 ]; do n=$((n+1)); echo secret > file-$n; [ $(stat -c %i file-$n) = $number ] && touch again && break; done; rmdir out"#;
+    const INNER: &str = r#"set -e
+for d in /tmp /var/tmp /dev/shm /mnt; do mount -t tmpfs -o mode=1777 none $d; done; cp "$BINARY" /mnt/gracekeeper
+unshare --fork --pid --mount-proc /mnt/gracekeeper --audit-file /mnt/audit.json --env inherit --scrub "$D" --scrub "$D/work/out" -- sh -c "$ATTACK" >&2
+cat /mnt/audit.json"#;
+    let place = ext4();
+    for (name, script) in [("control", ATTACK), ("scrubbed", INNER)] {
+        // Not below /dev/shm, which is covered.
+        let tree = place.path().join(name);
+        fs::create_dir_all(tree.join("work/out")).unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c"]).arg(format!(
+            "mount -t tmpfs none /run && mkdir /run/place && mount --bind \"$PLACE\" /run/place\n{script}"
+        ));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("BINARY", BINARY).env("ATTACK", ATTACK);
+        let out = command.env("PLACE", place.path()).env("D", format!("/run/place/{name}")).output().unwrap();
+        let (stdout, stderr) = (text_of(&out.stdout), text_of(&out.stderr));
+        assert!(out.status.success(), "{stdout}{stderr}");
+        if name == "control" {
+            assert!(tree.join("again").exists(), "the number came again");
+            continue;
+        }
+        let seal = records(&stdout).pop().unwrap_or_else(|| panic!("{stdout}{stderr}"));
+        assert_eq!(seal["cleanup_status"], "complete", "{seal:#}");
+        assert_eq!(count(&tree), 0, "{seal:#}");
+    }
+}
+
 /// As PID 1 and root with CAP_SYS_ADMIN, as a container may be: what was mounted over a target, or made of its mount, is said.
 #[test]
 fn a_target_that_was_covered_or_made_read_only_is_said() {
