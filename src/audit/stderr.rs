@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::time::Duration;
 
 /// How long a stuck reader of stderr is waited for, for one record.
@@ -28,6 +28,8 @@ pub struct StderrSink {
     file: Option<File>,
     /// It is a pipe of our own description, or a regular file: no reader can hold up a write, and one is enough.
     nonblocking: bool,
+    /// A regular file. Who shares its description may move its position, or set flags (fcntl(2), F_SETFL) by which writes fail.
+    regular: bool,
     /// A terminal. One that may not be opened anew polls writable with room for less than a line: it gets a byte at a time.
     device: bool,
     /// Nobody read the last record: the next are given no time, so that a stuck reader costs the ladder nothing more.
@@ -50,6 +52,7 @@ impl StderrSink {
             return Self {
                 file: None,
                 nonblocking: false,
+                regular: false,
                 device: false,
                 stuck: false,
                 torn: false,
@@ -75,6 +78,7 @@ impl StderrSink {
                 return Self {
                     file: Some(anew),
                     nonblocking: true,
+                    regular: false,
                     device,
                     stuck: false,
                     torn: false,
@@ -83,7 +87,16 @@ impl StderrSink {
                 };
             }
         }
-        Self { file: Some(file), nonblocking: regular, device, stuck: false, torn: false, shared: false, terminal }
+        Self {
+            file: Some(file),
+            nonblocking: regular,
+            regular,
+            device,
+            stuck: false,
+            torn: false,
+            shared: false,
+            terminal,
+        }
     }
 
     /// Its descriptor.
@@ -129,6 +142,10 @@ impl StderrSink {
         }
         bytes.extend_from_slice(line.as_bytes());
         bytes.push(b'\n');
+        if self.regular && self.shared {
+            // Not over what is there. It is at the end already, unless somebody moved it.
+            let _ = file.seek(SeekFrom::End(0));
+        }
         let deadline = clock::now().plus(patience);
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
@@ -159,6 +176,11 @@ impl StderrSink {
                 }
                 now => now.map_err(io::Error::from),
             };
+            let spoilt = |error: &io::Error| self.regular && is_spoilt(error);
+            let written = match written {
+                Err(error) if spoilt(&error) => write_apart(file, chunk).or(Err(error)),
+                written => written,
+            };
             match written {
                 Ok(written) => rest = rest.get(written..).unwrap_or_default(),
                 Err(error) if matches!(errno(&error), Errno::EINTR) => {}
@@ -176,4 +198,22 @@ impl StderrSink {
         (self.torn, self.stuck) = (false, false);
         Ok(())
     }
+}
+
+/// Writes to a regular file by an open file description of our own: at its end, or, where nothing fits behind that, in its first hole (lseek(2)).
+fn write_apart(file: &File, bytes: &[u8]) -> io::Result<usize> {
+    let mut anew = OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let end = anew.seek(SeekFrom::End(0))?;
+    match anew.write_at(bytes, end) {
+        Err(error) if is_spoilt(&error) => {
+            let hole = nix::unistd::lseek(&anew, 0, nix::unistd::Whence::SeekHole)?;
+            anew.write_at(bytes, u64::try_from(hole).unwrap_or(end))
+        }
+        written => written,
+    }
+}
+
+/// What a write answers at the largest offset there is, or past what the file system takes (EFBIG), or with O_DIRECT.
+fn is_spoilt(error: &io::Error) -> bool {
+    matches!(errno(error), Errno::EINVAL | Errno::EFBIG)
 }

@@ -780,3 +780,43 @@ fn an_error_names_where_the_value_came_from_and_what_is_wrong_with_it() {
     let errors = ran.expect(126, "launch_failed")["errors"].to_string();
     assert!(errors.contains("chdir /nope: ") && !errors.contains("true"), "{errors}");
 }
+
+/// The workload has the same description of a log file, as this test has: whatever is done to its position and its flags, the seal is there, and last.
+#[test]
+fn a_stderr_that_the_workload_has_spoilt_has_the_seal() {
+    use std::fs::File;
+    use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+    // As far as files go: of ext4 and of tmpfs.
+    let far = |mut file: &File| {
+        let reaches = |end: u64| file.seek(SeekFrom::Start(end)).is_ok() && file.write_all(b"x").is_ok();
+        assert!([u64::MAX / 2 - 1, 17_592_186_040_319].into_iter().any(reaches));
+        assert!(file.write_all(b"x").is_err(), "the control");
+    };
+    // On a disk a write has to be of whole blocks then; a tmpfs takes any, or has no such flag.
+    let direct = |file: &File| {
+        let _ = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_DIRECT));
+    };
+    let back = |mut file: &File| assert_eq!(file.rewind().ok(), Some(()));
+    for below in [std::env::temp_dir(), "/dev/shm".into()] {
+        for (name, spoil) in [("far", &far as &dyn Fn(&File)), ("direct", &direct), ("back", &back)] {
+            let dir = tempfile::tempdir_in(&below).unwrap();
+            let log = File::create_new(dir.path().join("log")).unwrap();
+            let mut command = gracekeeper();
+            command.args(["--timeout", "30", "--", "sh", "-c", "until [ -e go ]; do sleep 0.01; done"]);
+            let mut child = command.current_dir(dir.path()).stderr(log.try_clone().unwrap()).spawn().unwrap();
+            let text = || {
+                let mut text = Vec::new();
+                // Not all of it: it may be as large as files can be.
+                File::open(dir.path().join("log")).unwrap().take(64 * 1024).read_to_end(&mut text).unwrap();
+                String::from_utf8(text).unwrap().replace('\0', "")
+            };
+            until("the first record", || text().contains("evaluation_started"));
+            spoil(&log);
+            File::create(dir.path().join("go")).unwrap();
+            assert_eq!(child.wait().unwrap().code(), Some(0), "{below:?} {name}");
+            let events: Vec<_> =
+                records(&text()).into_iter().map(|r| r["event"].as_str().unwrap().to_owned()).collect();
+            assert_eq!(events, ["evaluation_started", "evaluation_terminated"], "{below:?} {name}: {}", text());
+        }
+    }
+}
