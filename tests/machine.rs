@@ -35,6 +35,7 @@ fn events() -> impl Strategy<Value = Event> {
         Just(Event::Violation(Rule::ForkBomb)),
         Just(Event::OutputLimit),
         Just(Event::Fault),
+        Just(Event::Pressed),
         Just(Event::Empty),
     ]
 }

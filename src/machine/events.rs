@@ -30,6 +30,8 @@ pub enum Event {
     OutputLimit,
     /// The supervisor itself failed.
     Fault,
+    /// The memory limit stays used up: nothing of the grace can be watched any more, and nothing cut off.
+    Pressed,
     /// The driver was woken at a time it had asked for, the machine's deadline or one of its own.
     Woke {
         /// How much later than that.

@@ -259,6 +259,11 @@ impl Machine {
                 self.kill(now, &mut todo);
             }
             (State::Terminating(_), Event::Fault) => self.kill(now, &mut todo),
+            (State::Terminating(_), Event::Pressed) => {
+                // As at the trigger: what nobody can look at gets no grace.
+                self.starved = true;
+                self.kill(now, &mut todo);
+            }
             (State::Terminating(rung), Event::Woke { late }) => self.climb(rung, late, now, &mut todo),
 
             (State::Draining { next, pause }, Event::Woke { late }) => {
@@ -304,7 +309,8 @@ impl Machine {
             }
 
             // What cannot change anything any more, state by state.
-            (
+            (State::Launching | State::Running, Event::Pressed)
+            | (
                 State::Running | State::Terminating(_),
                 Event::Launched
                 | Event::LaunchFailed(_)
@@ -322,6 +328,7 @@ impl Machine {
                 | Event::Violation(_)
                 | Event::OutputLimit
                 | Event::Fault
+                | Event::Pressed
                 | Event::Scrubbed
                 | Event::Sealed,
             )
@@ -334,6 +341,7 @@ impl Machine {
                 | Event::Violation(_)
                 | Event::OutputLimit
                 | Event::Fault
+                | Event::Pressed
                 | Event::Sealed,
             )
             | (
@@ -347,6 +355,7 @@ impl Machine {
                 | Event::Violation(_)
                 | Event::OutputLimit
                 | Event::Fault
+                | Event::Pressed
                 | Event::Woke { .. }
                 | Event::Scrubbed,
             )

@@ -52,6 +52,10 @@ impl Supervisor {
                     self.escalated(asked);
                 }
             }
+            // Nobody could be listed, and so nobody limited or cut off.
+            Action::Revoke { .. } if self.shared.everything().is_pressed() && !without("pressed_grace") => {
+                return Some(Event::Pressed);
+            }
             Action::Revoke { until } => self.revoke(until),
             Action::Kill { starved, again } => self.kill(starved, again),
             Action::Scrub { until } => {

@@ -13,6 +13,7 @@ use crate::kernel::sockdiag::{self, Socket, state};
 use crate::kernel::{clock, cpu, sockets};
 use crate::machine::types::Instant;
 use crate::settings::Monitoring;
+use crate::switches::without;
 use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -26,6 +27,8 @@ const WHOSE: Duration = Duration::from_millis(20);
 /// left to its CPU, 1 ms (min_cfs_rq_runtime), and gets no more before the workload has paid for the time that it spends in the
 /// kernel looking for memory. A look takes 0.08 ms of it, and the kill at the deadline needs the rest.
 const LONGER: u32 = 4;
+/// How long nothing can be seen before that is taken for the purpose of it. Honest programs meet their limit for a moment.
+const BLIND: Duration = Duration::from_millis(500);
 /// A walk over every process is made no more often than this.
 const WALK: Duration = Duration::from_millis(100);
 
@@ -41,6 +44,8 @@ pub struct Watch {
     cpus: u64,
     next: Instant,
     pause: Duration,
+    /// Since when no sample of the grace could be taken, the memory limit being used up.
+    pressed: Option<Instant>,
     walked: Option<Instant>,
     /// What each process had at the last walk.
     known: HashMap<Identity, Had>,
@@ -70,6 +75,7 @@ impl Watch {
             cpus: if mode == Monitoring::Off { 0 } else { cpu::available() },
             next: clock::now().plus(BEFORE),
             pause: BEFORE,
+            pressed: None,
             walked: None,
             known: HashMap::new(),
             alive: None,
@@ -180,9 +186,11 @@ impl Watch {
     pub fn look(&mut self, everything: &mut Everything) -> Vec<Detected> {
         let began = clock::now();
         if everything.is_pressed() {
+            self.pressed = self.pressed.or(Some(began));
             self.again(began, self.interval());
             return Vec::new();
         }
+        self.pressed = None;
         if self.rules.is_none() {
             // There was no memory for it at the trigger: what was missed is not guessed.
             let count = everything.count();
@@ -199,6 +207,12 @@ impl Watch {
         }
         self.again(began, self.interval());
         self.rules.as_mut().map(|rules| rules.look(&reading)).unwrap_or_default()
+    }
+
+    /// Whether no sample of the grace could be taken for so long that who fills the memory limit may do so to be unseen.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        self.pressed.is_some_and(|since| clock::now().since(since) >= BLIND) && !without("pressed_grace")
     }
 
     const fn interval(&self) -> Duration {
