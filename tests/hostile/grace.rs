@@ -117,6 +117,15 @@ pub fn run(words: &[String]) {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
+        // cover MIB: on SIGTERM takes so much memory at once, and keeps it.
+        "cover" => {
+            wait_for_term();
+            let mut held = vec![1u8; usize::try_from(number(1)).unwrap() << 20];
+            loop {
+                held.iter_mut().step_by(4096).for_each(|page| *page = page.wrapping_add(1));
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
         // forks NOW ON-TERM: double-forked children that ignore SIGTERM.
         "forks" => {
             let bear = |count: u64| {

@@ -44,6 +44,9 @@ impl Image {
         command.arg(&self.0);
         match guard {
             Guard::Plain => command.args(["/hostile", "parent", "/tmp/log", "/tmp/message"]),
+            _ if flags.iter().any(|flag| flag.starts_with("--env=INTERNAL_TIMEOUT=")) => {
+                command.args(["/gracekeeper", "--", "/hostile"])
+            }
             _ => command.args(["/gracekeeper", "--timeout", "20s", "--", "/hostile"]),
         };
         let out = command.args(attack).output().unwrap();
@@ -111,6 +114,30 @@ fn memory() {
     assert_eq!(seal["process"]["signal"], "SIGKILL", "{seal:#}");
     // The workload can lower its own score again unless /proc is out of its reach: that is said.
     assert_eq!(seal["enforcement"]["oom_score_adj"], "degraded", "{seal:#}");
+}
+
+/// With the limit filled nobody can be looked at, and so neither watched nor cut off: whoever does so in the grace has none.
+#[test]
+fn memory_filled_in_the_grace() {
+    let Some(image) = Image::new() else { return };
+    let limits = ["--memory=64m", "--memory-swap=64m", "--pids-limit=20", "--env=INTERNAL_TIMEOUT=1s"];
+    let grace = ["--env=GRACE_PERIOD=30s", "--env=SOFT_LIMIT=3s", "--env=HARD_LIMIT=5s", "--env=ADAPTIVE_GRACE=no"];
+    for (monitoring, from, to) in [("aggressive", 400, 2500), ("off", 2900, 4500)] {
+        let monitoring = format!("--env=SHUTDOWN_MONITORING={monitoring}");
+        let flags = [&limits[..], &grace, &[&monitoring]].concat();
+        let killed = |guard| {
+            let (code, _, stderr) = image.run(&flags, guard, &["cover", "59"]);
+            assert_eq!(code, Some(124), "{stderr}");
+            let seal = records(&stderr).pop().unwrap();
+            let kill =
+                seal["escalation"].as_array().unwrap().iter().find(|step| step["rung"] == "kill").unwrap().clone();
+            (kill["at_ms"].as_u64().unwrap(), kill["starved"] == true)
+        };
+        let control = killed(Guard::Without("pressed_grace"));
+        assert!(control.0 >= 4900 && !control.1, "control: {monitoring} {control:?}");
+        let (at, starved) = killed(Guard::Full);
+        assert!((from..to).contains(&at) && starved, "{monitoring} {at} {starved}");
+    }
 }
 
 /// What is in a memory volume stays when everybody is dead, and the scrub needs memory too: with the limit used up PID 1 is the only
