@@ -278,6 +278,11 @@ impl Confinement {
                 let group = nix::unistd::getpid();
                 nix::unistd::setpgid(group, group).and_then(|()| terminal::take_foreground(group.as_raw()))
             }
+            // In a session of its own no SIGTTIN would keep it from what somebody else is typing.
+            Step::ProcessGroup if terminal::is_behind() => {
+                let left = terminal::leave();
+                nix::unistd::setsid().map(drop).and(left)
+            }
             Step::ProcessGroup => nix::unistd::setsid().map(drop),
             Step::Signals => {
                 limits::default_dispositions(self.no_hangups.then_some(libc::SIGHUP));

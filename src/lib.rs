@@ -91,7 +91,8 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
     }
     let relay = settings.output_limit.map(|limit| Relay::open(limit, &settings.source("output-limit"))).transpose()?;
     let signals = signals::Signals::open().map_err(|e| format!("cannot handle signals: {e}"))?;
-    let everything = Everything::new(pid1).map_err(|e| format!("cannot find what will be the workload's: {e}"))?;
+    let everything =
+        Everything::new(pid1).map_err(|e| format!("cannot find in /proc what will be the workload's: {e}"))?;
     let required = settings.source("audit-required");
     let log = Log::open(Config {
         file: settings.audit_file.clone(),

@@ -254,8 +254,7 @@ impl Facts {
             reason: verdict.reason.to_owned(),
             status: verdict.status.to_owned(),
             exit_code: verdict.exit_code,
-            duration: Duration::from_millis(millis(machine.trigger().map_or(now, |(_, at)| at).since(self.begun)))
-                .as_secs_f64(),
+            duration: seconds(machine.trigger().map_or(now, |(_, at)| at).since(self.begun)),
             cleanup_status: job::status(&cleanup).to_owned(),
             process: EndedProcess {
                 pid: self.pid.filter(|_| self.launched != Some(false)),
@@ -408,11 +407,17 @@ pub fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// In seconds, to the millisecond. One division: of a sum of seconds and their parts as many digits are printed as there are.
+#[must_use]
+fn seconds(d: Duration) -> f64 {
+    u32::try_from(millis(d)).map_or_else(|_| d.as_secs_f64(), |millis| f64::from(millis) / 1000.0)
+}
+
 /// Completes the panic's seal: what happened, and how long after `begun`.
 #[must_use]
 pub fn panicked(mut seal: EvaluationTerminated, begun: Instant, what: &str) -> EvaluationTerminated {
     let ran = clock::now().since(begun);
-    seal.duration = Duration::from_millis(millis(ran)).as_secs_f64();
+    seal.duration = seconds(ran);
     seal.resources.wall_ms = millis(ran);
     seal.errors.push(format!("internal error: {}", what.chars().take(512).collect::<String>()));
     seal

@@ -11,6 +11,9 @@ extern "C" fn block_signals() {
         // SAFETY: SIG_IGN is no function.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
+    // A parent that ignores it leaves that to us (execve(2)); then the kernel reaps for us, and nobody knows how the command ended.
+    // SAFETY: SIG_DFL is no function.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     // One heap for all threads (mallopt(3)): the few that there are at the end, for the scrub and an fsync, would each map 64 MiB
     // of their own, and give them back, for a handful of small blocks.
     #[cfg(target_env = "gnu")]

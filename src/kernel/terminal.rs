@@ -26,6 +26,28 @@ pub fn owns_terminal() -> bool {
     unsafe { libc::isatty(0) == 1 && libc::tcgetpgrp(0) == libc::getpgrp() }
 }
 
+/// Whether stdin is our controlling terminal and somebody else has its foreground, as a shell has that started us with `&`.
+#[must_use]
+pub fn is_behind() -> bool {
+    // SAFETY: as above.
+    let front = unsafe { if libc::isatty(0) == 1 { libc::tcgetpgrp(0) } else { -1 } };
+    front >= 0 && front != getpgrp().as_raw()
+}
+
+/// stdin becomes `/dev/null`, as that of a shell's asynchronous commands is (POSIX.1-2017, Shell Command Language, 2.11).
+///
+/// # Errors
+/// The errno of open(2) or dup2(2).
+pub fn leave() -> Result<(), Errno> {
+    // SAFETY: open(2) reads a NUL-terminated string; dup2(2) and close(2) take integers, of which the first is nobody else's.
+    unsafe {
+        let null = Errno::result(libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC))?;
+        Errno::result(libc::dup2(null, 0))?;
+        libc::close(null);
+    }
+    Ok(())
+}
+
 /// Its settings.
 #[derive(Clone, Copy)]
 pub struct Terminal(libc::termios);

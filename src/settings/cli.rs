@@ -154,7 +154,10 @@ pub fn parse(argv: &[OsString]) -> Result<Invocation, UsageError> {
                 return match words.as_slice() {
                     [] => Ok(Invocation::Profiles { json: false }),
                     [flag] if flag == "--json" => Ok(Invocation::Profiles { json: true }),
-                    [other, ..] => Err(UsageError(format!("profiles takes only --json, not {}", printable(other)))),
+                    [first, rest @ ..] => {
+                        let odd = rest.first().filter(|_| first == "--json").unwrap_or(first);
+                        Err(UsageError(format!("profiles takes only --json, not {}", printable(odd))))
+                    }
                 };
             }
             "doctor" if !verb => return doctor(words.as_slice()),
@@ -217,8 +220,8 @@ pub fn help() -> String {
          \x20          [--namespace NAME] [--gracekeeper-image IMAGE] [--entrypoint] and any option below but --job-id,\n\
          \x20          --audit-key-env and --termination-log; --policy is checked here and now\n\
          \x20      gracekeeper --help | --version\n\n\
-         Every option is also an environment variable; a flag beats the variable, the variable the profile, and an empty\n\
-         variable is none. DURATION: ",
+         Every option is also an environment variable, but not for job and verify; a flag beats the variable, the variable\n\
+         the profile, and an empty variable is none. DURATION: ",
     );
     text.extend([DURATION, ".\nSIZE: ", SIZE, ".\n\n"]);
     for option in OPTIONS {

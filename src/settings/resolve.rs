@@ -20,7 +20,7 @@ struct Given<'a> {
 
 impl Given<'_> {
     fn bad(&self) -> UsageError {
-        UsageError(format!("{}: {:?} is not {}", self.from, printable(self.value), self.option.accepts))
+        UsageError(format!("{}: \"{}\" is not {}", self.from, printable(self.value), self.option.accepts))
     }
 
     fn text(&self) -> Result<&str, UsageError> {
@@ -211,7 +211,7 @@ pub fn resolve(raw: Raw, env: &[(OsString, OsString)], hostname: Option<&str>) -
     let scrub = absolute("scrub")?;
     let (keep_env, from) = lists("keep-env")?;
     if let Some(name) = keep_env.iter().find(|n| n.as_bytes().contains(&b'=')) {
-        return Err(UsageError(format!("{from}: {:?} is not a variable's name", printable(name))));
+        return Err(UsageError(format!("{from}: \"{}\" is not a variable's name", printable(name))));
     }
     let mode = set("env")?.word(&[("inherit", EnvMode::Inherit), ("clean", EnvMode::Clean)])?;
     let optional = |flag: &'static str| given(flag).map(|g| g.path()).transpose();

@@ -5,18 +5,20 @@
 //! come through the very parser that the supervisor in the pod uses, so the two clocks cannot contradict each other.
 //! Nothing is sent anywhere.
 
+use crate::audit::log::DEFAULT_FILE;
 use crate::kernel::random;
 use crate::object::Object;
-use crate::settings::Settings;
+use crate::scrub::targets;
 use crate::settings::cli::{Raw, is_bare, printable};
 use crate::settings::resolve::resolve;
 use crate::settings::table::{OPTIONS, Opt, find};
+use crate::settings::{AuditFile, Settings};
 use lexopt::{Arg, Parser};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::ffi::{OsStr, OsString};
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What does not change from Job to Job.
@@ -168,6 +170,15 @@ impl Timings {
         };
         let latest = |s: &Settings| s.timeout.map(|t| t.saturating_add(s.hard).saturating_add(s.scrub_budget));
         let given = settled(flags.to_vec())?;
+        // As the supervisor in the pod would: its binary is there, and its audit file.
+        let mut protected = vec![PathBuf::from("/gk/gracekeeper")];
+        protected.extend(match &given.audit_file {
+            AuditFile::Named(path) => Some(path.clone()),
+            AuditFile::Default => Some(PathBuf::from(DEFAULT_FILE)),
+        });
+        if let Some(why) = given.scrub.iter().find_map(|path| targets::refuse(path, &protected)) {
+            return Err(format!("--scrub: {why}"));
+        }
         let default = settled(flags.iter().filter(|(flag, _)| *flag == "risk").cloned().collect())?;
         let (Some(late), Some(profile_late)) = (latest(&given), latest(&default)) else {
             return Err("--timeout: a Job needs one, none is not a duration".into());

@@ -820,3 +820,66 @@ fn a_stderr_that_the_workload_has_spoilt_has_the_seal() {
         }
     }
 }
+
+/// Some parents ignore SIGCHLD, which stays so over execve(2): the kernel would reap for us, and say nothing.
+#[test]
+fn a_parent_that_ignores_its_children_does_not_cost_the_status() {
+    let mut command = Command::new("bash");
+    command.args(["-c", "trap '' CHLD; exec \"$BINARY\" -- sh -c 'sleep 0.1; exit 3'"]).env("BINARY", BINARY);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ran = run(&mut command);
+    assert_eq!(ran.code(), Some(3), "{ran:#?}");
+    assert_eq!(ran.seal()["process"]["exit_code"], 3, "{ran:#?}");
+}
+
+/// Not as PID 1 and without /proc nobody could be found: nothing is run. As PID 1 the kernel knows them all.
+#[test]
+fn without_proc_nothing_is_run_but_as_pid_1() {
+    if !has("root") {
+        return;
+    }
+    for (pid, code) in [("", 125), ("--pid --fork", 3)] {
+        let script = format!(
+            "for d in /tmp /var/tmp /dev/shm; do mount -t tmpfs none $d; done; mount -t tmpfs none /proc; \
+             exec unshare {pid} \"$BINARY\" -- sh -c 'sleep 337 & exit 3'"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]).env("BINARY", BINARY).stderr(Stdio::piped());
+        let out = command.output().unwrap();
+        let told = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(code), "{pid}: {told}");
+        assert!(code != 125 || told.contains("/proc") && told.lines().count() == 1, "{told}");
+    }
+}
+
+#[test]
+fn an_empty_file_on_a_full_disk_is_no_audit() {
+    if !has("root") {
+        return;
+    }
+    for (size, required, code) in [("64k", true, 125), ("64k", false, 3), ("1m", true, 3)] {
+        let script = format!(
+            "mount -t tmpfs -o size={size} none /mnt; head -c 65536 /dev/zero >/mnt/fill; \
+             exec \"$BINARY\" --audit-file /mnt/audit.json --audit-required={} -- sh -c 'exit 3'",
+            if required { "yes" } else { "no" }
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]).env("BINARY", BINARY).stderr(Stdio::piped());
+        let out = command.output().unwrap();
+        let told = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(code), "{size} {required}: {told}");
+        assert_eq!(code == 125, told.contains("fallocate: ENOSPC") && told.lines().count() == 1, "{told}");
+    }
+}
+
+#[test]
+fn a_job_is_not_printed_that_its_supervisor_would_refuse() {
+    let dir = tempfile::tempdir().unwrap();
+    let task = dir.path().join("task.json");
+    std::fs::write(&task, r#"{"id":"t","command":"true"}"#).unwrap();
+    for (path, code) in [("/", 125), ("/proc", 125), ("/gk", 125), ("/var/log", 125), ("/data", 0)] {
+        let mut job = gracekeeper();
+        job.arg("job").arg(&task).args(["--image", "i", "--scrub", path]).stdout(Stdio::null());
+        assert_eq!(run(&mut job).code(), Some(code), "{path}");
+    }
+}

@@ -60,3 +60,22 @@ code, seen = session(
 )
 print(seen)
 assert "Stopped" in seen and "rc=3" in seen, "job control"
+
+# Started with `&` it gets nothing of what is typed at the shell's prompt.
+import tempfile
+
+with tempfile.TemporaryDirectory() as directory:
+    stolen = os.path.join(directory, "stolen")
+    inner = f'PS1="prom""pt "; {binary} --audit-level basic -- sh -c "echo re""ady >&2; cat > {stolen}; sleep 2" 2>&1 &\n'.encode()
+    code, seen = session(
+        ["/bin/bash", "--norc", "--noprofile", "-i"],
+        [
+            (b"-5.", inner),
+            (b"\nready", b"echo typed-$((1+1))\n"),
+            (b"typed-2", b"echo typed-$((2+2))\n"),
+            (b"typed-4", b"kill %1; wait; exit 5\n"),
+        ],
+    )
+    print(seen)
+    assert code == 5, code
+    assert os.stat(stolen).st_size == 0, open(stolen, "rb").read()

@@ -10,6 +10,7 @@ use crate::audit::scribe::Scribe;
 use crate::audit::stderr::StderrSink;
 use crate::kernel::{Cause, limits, random};
 use crate::settings::{AuditFile, AuditKey, AuditLevel};
+use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -59,7 +60,7 @@ impl Log {
     /// Opens every sink.
     ///
     /// # Errors
-    /// Only where `required`, and neither the audit file nor the termination log can be opened and fsynced.
+    /// Only where `required`, and neither the audit file nor the termination log can be opened and fsynced, and has room.
     pub fn open(config: Config) -> Result<Self, OpenError> {
         let mut stderr = StderrSink::open();
         let mut notes = Vec::new();
@@ -93,8 +94,13 @@ impl Log {
             Err(cause) => (None, Some(cause)),
         };
         if let Some(cause) = message_cause {
-            if config.required && file.is_none() {
-                let file = path.map(|path| (path.to_owned(), file_cause));
+            // An empty file on a full disk is none.
+            let full = file
+                .as_ref()
+                .and_then(AuditSink::unreserved)
+                .filter(|cause| matches!(cause.errno, Some(Errno::ENOSPC | Errno::EDQUOT)));
+            if config.required && (file.is_none() || full.is_some()) {
+                let file = path.map(|path| (path.to_owned(), full.unwrap_or(file_cause)));
                 return Err(OpenError { file, message: (config.termination_log, cause) });
             }
             notes.push(format!("termination log {:?}: {cause}", config.termination_log));

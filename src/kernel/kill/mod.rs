@@ -84,16 +84,21 @@ impl Everything {
     /// Looks at what is there before the spawn, and makes every orphan come to us (PR_SET_CHILD_SUBREAPER, prctl(2)).
     ///
     /// # Errors
-    /// As not PID 1 the errno of `prctl(2)`, without which an orphan of the workload could not be found; `EIO` where not everybody who
+    /// As not PID 1 the errno of opening `/proc`, or of `prctl(2)`, without which an orphan of the workload could not be found; `EIO` where not everybody who
     /// is there can be looked at.
     pub fn new(pid1: bool) -> Result<Self, Errno> {
-        let proc_ = Proc::open().ok();
+        let opened = Proc::open();
+        if let (Err(errno), false) = (&opened, pid1) {
+            // Nobody could be told, and nobody signalled.
+            return Err(*errno);
+        }
+        let proc_ = opened.ok();
         let mark = Arc::new(Mark::new(proc_.as_ref(), pid1));
         let mut everything = Self::alone(pid1, proc_, mark);
         everything.pressure = if pid1 && !without("pressure") { Pressure::open() } else { None };
         if !pid1 {
             nix::sys::prctl::set_child_subreaper(!without("subreaper"))?;
-            if !everything.find() && everything.proc_.is_some() {
+            if !everything.find() {
                 // Who was there before could be killed for the workload's.
                 return Err(Errno::EIO);
             }
