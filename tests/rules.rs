@@ -30,7 +30,7 @@ fn reading() -> impl Strategy<Value = Reading> {
             traffic,
             peers,
             listeners,
-            local,
+            harmless: local,
             cpu: cpu.map(Duration::from_micros),
             memory,
         },
@@ -87,7 +87,7 @@ proptest! {
                         || rises(so_far, |r| r.traffic.map(|t| t.frames)) > ATTEMPTS.min(
                             rises(so_far, |r| r.traffic.map(|t| t.opened))
                                 .max(rises(so_far, |r| r.traffic.map(|t| t.datagrams)))),
-                    Rule::BackdoorListener => now.listeners.max(now.local).is_some_and(|l| l > 0),
+                    Rule::BackdoorListener => now.listeners.max(now.harmless).is_some_and(|l| l > 0),
                     Rule::CpuMining => now.cpu.is_some(),
                     // The growth between any two readings; a gap of no time counts as a millisecond.
                     Rule::MemoryGrowth => so_far.iter().filter_map(|r| r.memory).min()
@@ -113,7 +113,7 @@ proptest! {
             alive: Some(10 + forks % 50),
             traffic: Some(Traffic { frames: bytes * ms / 1000, opened: ms / 1000, ..Traffic::default() }),
             threads: Some(forks % 7),
-            local: Some(0),
+            harmless: Some(0),
             peers: Some(1),
             listeners: Some(0),
             cpu: Some(Duration::from_millis(ms * 4 / 5)),

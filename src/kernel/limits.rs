@@ -137,6 +137,17 @@ pub fn net_raw_is_in_reach() -> bool {
     capabilities() >> NET_RAW & 1 == 1 || unsafe { libc::prctl(libc::PR_CAPBSET_READ, NET_RAW, 0, 0, 0) } != 0
 }
 
+/// The UIDs that this process and what it starts can make a socket under, or give it to; `None` for any UID, by CAP_SETUID or CAP_CHOWN.
+/// Under `no_new_privs` no file gives another one, and an own user namespace maps no other without them (user_namespaces(7)).
+#[must_use]
+pub fn uids() -> Option<[u32; 3]> {
+    const CHOWN: u32 = 0;
+    const SETUID: u32 = 7;
+    let permitted = both_capabilities().1;
+    let own = nix::unistd::getresuid().ok().filter(|_| permitted & (1 << CHOWN | 1 << SETUID) == 0)?;
+    Some([own.real, own.effective, own.saved].map(nix::unistd::Uid::as_raw))
+}
+
 /// Every signal but `but` back to its default disposition (sigaction(2)); the reserved ones answer EINVAL, which is right.
 pub fn default_dispositions(but: Option<i32>) {
     for signal in (1..=64).filter(|&signal| Some(signal) != but) {

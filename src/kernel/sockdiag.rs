@@ -43,6 +43,8 @@ pub struct Socket {
     pub destination: [u8; 16],
     /// Bytes not yet acknowledged; for a listening socket the length of its queue.
     pub queued: u32,
+    /// The UID it was made under, or was given to (fchown(2)), as our user namespace has it.
+    pub uid: u32,
     /// The inode; 0 where no descriptor is left.
     pub inode: u32,
     /// The interface it is tied to (SO_BINDTODEVICE); 0 for none.
@@ -180,7 +182,7 @@ fn answers(mut bytes: &[u8], found: &mut Vec<Socket>) -> Result<bool, Errno> {
 }
 
 /// struct inet_diag_msg: family, state, timer, retrans; ports and addresses in network order; interface at 40, rqueue at 56, wqueue at 60,
-/// inode at 68.
+/// UID at 64, inode at 68.
 fn socket(body: &[u8]) -> Option<Socket> {
     let word = |at: usize| body.get(at..)?.first_chunk::<4>().map(|b| u32::from_ne_bytes(*b));
     Some(Socket {
@@ -190,6 +192,7 @@ fn socket(body: &[u8]) -> Option<Socket> {
         source: *body.get(8..)?.first_chunk()?,
         destination: *body.get(24..)?.first_chunk()?,
         queued: word(60)?,
+        uid: word(64)?,
         inode: word(68)?,
         interface: word(40)?,
     })
@@ -203,7 +206,8 @@ mod tests {
     fn a_listener_and_its_end() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let seen = || tcp(&[state::LISTEN]).unwrap().iter().any(|s| s.port == port && s.inode != 0);
+        let own = nix::unistd::geteuid().as_raw();
+        let seen = || tcp(&[state::LISTEN]).unwrap().iter().any(|s| s.port == port && s.inode != 0 && s.uid == own);
         assert!(seen());
         drop(listener);
         assert!(!seen());

@@ -48,8 +48,8 @@ pub struct Reading {
     pub peers: Option<u64>,
     /// Listening sockets that were not there at the trigger.
     pub listeners: Option<u64>,
-    /// Those of them that only loopback reaches.
-    pub local: Option<u64>,
+    /// Those of them that are no reason to kill: only loopback reaches them, or nobody is known to hold them.
+    pub harmless: Option<u64>,
     /// CPU time used (a counter).
     pub cpu: Option<Duration>,
     /// Memory, in bytes.
@@ -177,8 +177,8 @@ impl Rules {
         over(Rule::NetworkScan, true, now.peers, PEERS);
         // Datagrams are no connections, and may all go to one peer that never answers.
         over(Rule::NetworkScan, scan, unanswered, ATTEMPTS);
-        over(Rule::BackdoorListener, true, now.listeners.map(|all| all.saturating_sub(now.local.unwrap_or(0))), 0);
-        over(Rule::BackdoorListener, false, now.local, 0);
+        over(Rule::BackdoorListener, true, now.listeners.map(|all| all.saturating_sub(now.harmless.unwrap_or(0))), 0);
+        over(Rule::BackdoorListener, false, now.harmless, 0);
         over(Rule::CpuMining, true, self.cpu_used(&kept), self.cpus.saturating_mul(CPU_PART) / 1000);
         let memory = self.within_a_second(kept.at, |k| Some(kept.memory?.saturating_sub(k.memory?)));
         over(Rule::MemoryGrowth, true, memory, GROWTH);
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_listener_on_loopback_is_recorded_and_one_outside_kills_after_it() {
-        let listeners = |all, local, t| Reading { listeners: Some(all), local: Some(local), ..at(t) };
+        let listeners = |all, local, t| Reading { listeners: Some(all), harmless: Some(local), ..at(t) };
         let mut rules = Rules::new(true, 1000, &listeners(0, 0, 0));
         assert_eq!(said(&mut rules, listeners(1, 1, 20)), [(Rule::BackdoorListener, false)]);
         assert_eq!(said(&mut rules, listeners(2, 2, 40)), []);

@@ -10,7 +10,7 @@ use crate::kernel::kill::{Count, Everything};
 use crate::kernel::outcome::{Cause, Outcome};
 use crate::kernel::proc::{Identity, Proc, Stat};
 use crate::kernel::sockdiag::{self, Socket, state};
-use crate::kernel::{clock, cpu, sockets};
+use crate::kernel::{clock, cpu, limits, sockets};
 use crate::machine::types::Instant;
 use crate::settings::Monitoring;
 use crate::switches::without;
@@ -31,6 +31,9 @@ const LONGER: u32 = 4;
 const BLIND: Duration = Duration::from_millis(500);
 /// A walk over every process is made no more often than this.
 const WALK: Duration = Duration::from_millis(100);
+
+/// Inodes of the workload's sockets that are kept.
+const HELD: usize = 16_384;
 
 /// A listening socket that is told from another by where it listens.
 type Listener = (u8, u16, [u8; 16]);
@@ -56,8 +59,18 @@ pub struct Watch {
     cpu: Duration,
     memory: u64,
     listeners: Option<HashSet<Listener>>,
-    /// Listeners that nobody of the workload held when they were looked for after the last walk, by their inodes.
+    /// The UIDs that the workload's sockets can have; `None` for any.
+    uids: Option<[u32; 3]>,
+    /// Listeners of a UID that the workload cannot have, which it did not hold either when they were looked for after the last walk, by
+    /// their inodes.
     foreign: HashSet<u32>,
+    /// Listeners of a UID that it can have, and that nobody was seen to hold: a neighbour's, or one in flight between two of its own
+    /// descriptors (SCM_RIGHTS). Each look looks for them again.
+    unheld: HashSet<u32>,
+    /// Whether the last look found one that was not yet among them.
+    strange: bool,
+    /// Sockets that it was seen to hold.
+    held: HashSet<u64>,
     /// As PID 1: the connections counted as opened when nobody of the workload was opening one.
     quiet: Option<u64>,
     rules: Option<Rules>,
@@ -84,7 +97,11 @@ impl Watch {
             cpu: Duration::ZERO,
             memory: 0,
             listeners: None,
+            uids: limits::uids(),
             foreign: HashSet::new(),
+            unheld: HashSet::new(),
+            strange: false,
+            held: HashSet::new(),
             quiet: None,
             rules: None,
             growth: None,
@@ -201,6 +218,11 @@ impl Watch {
             self.look_at_all(everything);
         }
         let mut reading = self.read(everything);
+        if self.strange && self.walked.is_none_or(|walked| walked < began) {
+            // It may be in the hands of somebody who is younger than the last walk.
+            self.look_at_all(everything);
+            reading = self.read(everything);
+        }
         if self.rules.as_ref().is_some_and(|rules| rules.may_be_threads(&reading)) {
             self.look_at_all(everything);
             reading.threads = self.threads;
@@ -265,7 +287,7 @@ impl Watch {
         let Some(proc_) = everything.proc_() else { return Reading { at: clock::now(), ..Reading::default() } };
         let counters = if self.pid1 { Counters::read(proc_) } else { Counters::default() };
         let seen = self.sockets(counters.traffic.map(|traffic| traffic.opened));
-        let (listeners, local, peers) = match &seen {
+        let (listeners, harmless, peers) = match &seen {
             Some(all) => self.whose(proc_, all),
             None => (None, None, None),
         };
@@ -292,7 +314,7 @@ impl Watch {
             traffic: counters.traffic,
             peers,
             listeners,
-            local,
+            harmless,
             cpu: self.alive.map(|_| self.cpu),
             memory: self.alive.map(|_| self.memory),
         }
@@ -313,9 +335,11 @@ impl Watch {
         Some(seen)
     }
 
-    /// How many new listeners the workload has, how many of them only loopback reaches, and how many peers outside it is connecting to.
+    /// How many new listeners the workload has, how many of them are no reason to kill, and how many peers outside it is connecting to.
     /// As PID 1 the connections are the pod's, as its counters are. A listener is the workload's where one of its processes holds it:
-    /// the containers of a pod share its network, and a neighbour that starts to listen is nobody's attack.
+    /// the containers of a pod share its network, and a neighbour that starts to listen is nobody's attack. That nobody was seen to hold
+    /// it makes it no neighbour's, since a descriptor in flight is in nobody's table; that its UID is none of the workload's does. Where
+    /// the UID says nothing it may be either's, and is no reason to kill, as one that only loopback reaches is none.
     fn whose(&mut self, proc_: &Proc, all: &[Socket]) -> (Option<u64>, Option<u64>, Option<u64>) {
         let listening = self.listeners.as_ref().map(|was| {
             let new = |s: &&Socket| {
@@ -326,20 +350,37 @@ impl Watch {
         let opening: Vec<_> = all.iter().filter(|s| s.state == state::SYN_SENT && !s.to_loopback()).collect();
         let asked = listening.as_ref().is_some_and(|new| !new.is_empty()) || (!self.pid1 && !opening.is_empty());
         let own = if asked { self.own(proc_) } else { Whose::default() };
-        let ours = |s: &&&Socket| own.inodes.contains(&u64::from(s.inode));
-        // Where it took too long, or somebody does not show what he holds: as PID 1 it is his, or hiding would be easy.
-        let all_ours = self.pid1 && !own.whole;
+        let ours = |s: &Socket| [&own.inodes, &self.held].iter().any(|held| held.contains(&u64::from(s.inode)));
+        // Where it took too long, or somebody does not show what he holds: as PID 1 it is his, or hiding would be easy. One that nobody
+        // held when there was time is not his because there is none now: it is looked for so often that once there will be none.
+        let hides = |s: &Socket| if self.unheld.contains(&s.inode) { own.refused } else { !own.whole };
+        let his = |s: &&Socket| ours(s) || (self.pid1 && hides(s));
         let known = self.pid1 || !own.late;
         let count = |n: usize| u64::try_from(n).ok().filter(|_| known);
-        let (listeners, local) = listening.as_ref().map_or((None, None), |new| {
-            let mine: Vec<_> = new.iter().filter(|s| all_ours || ours(s)).collect();
-            (count(mine.len()), count(mine.iter().filter(|s| s.on_loopback()).count()))
+        let found = listening.as_ref().map_or((None, None, Vec::new(), Vec::new()), |new| {
+            let (mine, others): (Vec<&Socket>, Vec<&Socket>) = new.iter().copied().partition(his);
+            // As not PID 1 the network is the machine's, and its listeners are those of anybody.
+            let others = others.into_iter().filter(|_| self.pid1);
+            let (unheld, foreign): (Vec<&Socket>, Vec<&Socket>) = others.partition(|s| self.can_have(s));
+            let local = mine.iter().filter(|s| s.on_loopback()).count();
+            (count(mine.len() + unheld.len()), count(local + unheld.len()), unheld, foreign)
         });
         let peers: HashSet<[u8; 16]> = opening.iter().filter(|s| self.pid1 || ours(s)).map(|s| s.destination).collect();
-        let foreign = listening.iter().flatten().filter(|s| !all_ours && !ours(s)).map(|s| s.inode);
-        let foreign: Vec<u32> = foreign.filter(|_| self.pid1).collect();
-        self.foreign.extend(foreign);
-        (listeners, local, count(peers.len()))
+        let peers = count(peers.len());
+        let (listeners, harmless, unheld, foreign) = found;
+        self.foreign.extend(foreign.iter().map(|s| s.inode));
+        let unheld: HashSet<u32> = unheld.iter().map(|s| s.inode).collect();
+        self.strange = !unheld.is_subset(&self.unheld);
+        self.unheld = unheld;
+        if self.held.len() < HELD {
+            self.held.extend(own.inodes);
+        }
+        (listeners, harmless, peers)
+    }
+
+    /// Whether its UID could be the workload's.
+    fn can_have(&self, socket: &Socket) -> bool {
+        self.uids.is_none_or(|uids| uids.contains(&socket.uid))
     }
 
     /// The sockets of the workload's own processes.
@@ -353,7 +394,7 @@ impl Watch {
             }) {
                 Ok(()) => {}
                 Err(Errno::ETIME) => (own.whole, own.late) = (false, true),
-                Err(_) => own.whole = false,
+                Err(_) => (own.whole, own.refused) = (false, true),
             }
             if own.late {
                 break;
@@ -377,6 +418,8 @@ struct Whose {
     inodes: HashSet<u64>,
     /// Each of them could be looked at.
     whole: bool,
+    /// One of them does not show what it holds.
+    refused: bool,
     /// There was no time for all.
     late: bool,
 }

@@ -84,7 +84,8 @@ pub fn run(words: &[String]) {
                 let _ = TcpStream::connect_timeout(&address, Duration::from_millis(2));
             }
         }
-        // listen HOW: `local` on loopback only, `undumpable` hides its descriptors.
+        // listen HOW: `local` on loopback only, `undumpable` hides its descriptors, `in-flight` keeps the listener between two sockets,
+        // `back` takes it out again after half a second.
         "listen" => {
             wait_for_term();
             if word(1) == "undumpable" {
@@ -92,7 +93,13 @@ pub fn run(words: &[String]) {
                 unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
             }
             let address = if word(1) == "local" { "127.0.0.1:0" } else { "0.0.0.0:0" };
-            let _listener = TcpListener::bind(address).unwrap();
+            let listener = TcpListener::bind(address).unwrap();
+            if matches!(word(1), "in-flight" | "back") {
+                let flight = senders::Flight::new(&listener.into());
+                std::thread::sleep(Duration::from_millis(500));
+                let _listener = (word(1) == "back").then(|| flight.take());
+                std::thread::sleep(Duration::from_secs(600));
+            }
             std::thread::sleep(Duration::from_secs(600));
         }
         // burn PROCESSES: all of the CPU, for ever.

@@ -167,6 +167,23 @@ pub fn in_flight(to: &Target) {
     }
 }
 
+/// A descriptor that is in no table: sent over a pair of sockets, and not yet received.
+pub struct Flight([i32; 2]);
+
+impl Flight {
+    pub fn new(fd: &OwnedFd) -> Self {
+        let mut pair = [0; 2];
+        // SAFETY: socketpair(2) fills two descriptors.
+        unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_DGRAM, 0, pair.as_mut_ptr()) };
+        pass(pair[0], fd);
+        Self(pair)
+    }
+
+    pub fn take(&self) -> Option<OwnedFd> {
+        take(self.0[1])
+    }
+}
+
 #[repr(C, align(8))]
 struct Control([u8; 64]);
 

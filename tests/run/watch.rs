@@ -238,6 +238,8 @@ fn what_may_be_honest_is_recorded_and_kills_nobody() {
     for (words, rule, code) in [
         (vec!["/hostile", "honest", "metrics", &gateway, &udp], "network_scan", Some(0)),
         (vec!["/hostile", "listen", "local"], "backdoor_listener", None),
+        // Nobody is seen to hold it, and a neighbour of the same UID would look the same.
+        (vec!["/hostile", "listen", "in-flight"], "backdoor_listener", None),
     ] {
         let (was, records) = attack(&words, true, "aggressive");
         assert_eq!((was, rules(&records)), (143, vec![rule.to_owned()]), "{records:#?}");
@@ -247,8 +249,28 @@ fn what_may_be_honest_is_recorded_and_kills_nobody() {
     }
 }
 
+#[test]
+fn a_listener_that_was_in_flight_is_looked_for_again() {
+    if image().is_none() {
+        return;
+    }
+    let (code, records) = attack(&["/hostile", "listen", "back"], true, "aggressive");
+    assert_eq!((code, rules(&records)), (121, vec!["backdoor_listener".to_owned(); 2]), "{records:#?}");
+    let [flew, held] = [0, 1].map(|n| records.last().unwrap()["detections"][n].clone());
+    assert_eq!((&flew["action"], &held["action"]), (&"record".into(), &"kill".into()), "{records:#?}");
+    assert!(flew["at_ms"].as_u64() < Some(500) && held["at_ms"].as_u64() >= Some(500), "{records:#?}");
+    let (code, records) = attack(&["/hostile", "listen", "back"], true, "off");
+    assert_eq!((code, rules(&records)), (143, vec![]), "the control: {records:#?}");
+}
+
 /// Starts the program as PID 1 with a network of its own, runs `beside` in that network once the grace has begun, or at once.
-fn beside(options: &[&str], words: &[&str], at_once: bool, script: &str) -> (Option<i32>, Vec<Value>) {
+fn beside(
+    unprivileged: bool,
+    options: &[&str],
+    words: &[&str],
+    at_once: bool,
+    script: &str,
+) -> (Option<i32>, Vec<Value>) {
     let dir = super::pid1::log_dir();
     let written = || std::fs::read_to_string(dir.path().join("security-audit.json")).unwrap_or_default();
     let program = hostile();
@@ -256,7 +278,7 @@ fn beside(options: &[&str], words: &[&str], at_once: bool, script: &str) -> (Opt
     all.extend(["--", program.to_str().unwrap()]);
     all.extend(words);
     let began = std::time::Instant::now();
-    let child = super::pid1::pid1(dir.path(), false, &all).spawn().unwrap();
+    let child = super::pid1::pid1(dir.path(), unprivileged, &all).spawn().unwrap();
     let event = if at_once { "evaluation_started" } else { "termination_requested" };
     until("it is time", || written().contains(event));
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
@@ -280,10 +302,20 @@ fn a_neighbours_listener_is_not_the_workloads() {
         ["--timeout", "500ms", "--soft", "3s", "--hard", "2s", "--adaptive", "no", "--monitoring", "aggressive"];
     // The neighbour listens as soon as it runs: its TERM has come already.
     let listen = format!("{} listen & sleep 0.05; kill -TERM $!; sleep 3; kill -KILL $!", hostile().display());
-    let (code, records) = beside(&options, &["sleep"], false, &listen);
+    let (code, records) = beside(true, &options, &["sleep"], false, &listen);
     assert_eq!((code, rules(&records)), (Some(124), vec![]), "{records:#?}");
-    let (code, records) = beside(&options, &["listen"], false, "true");
-    assert_eq!((code, rules(&records)), (Some(121), vec!["backdoor_listener".to_owned()]), "the control: {records:#?}");
+    // One whose UID the workload has, or could take, may be in flight inside it: recorded, and no reason to kill.
+    let same = format!("exec setpriv --reuid 65532 --clear-groups sh -c '{listen}'");
+    for (unprivileged, script) in [(true, &same), (false, &listen)] {
+        let (code, records) = beside(unprivileged, &options, &["sleep"], false, script);
+        assert_eq!((code, rules(&records)), (Some(124), vec!["backdoor_listener".to_owned()]), "{records:#?}");
+        assert_eq!(records.last().unwrap()["detections"][0]["action"], "record", "{records:#?}");
+    }
+    for unprivileged in [true, false] {
+        let (code, records) = beside(unprivileged, &options, &["listen"], false, "true");
+        let killed = (Some(121), vec!["backdoor_listener".to_owned()]);
+        assert_eq!((code, rules(&records)), killed, "the control: {records:#?}");
+    }
 }
 
 #[test]
@@ -296,7 +328,7 @@ fn what_stays_on_loopback_is_no_attempt_whatever_the_kernel_sends() {
                 ip addr add fe80::9/64 dev gk0; ip link set gk1 up; ip link set gk0 up; ip link set lo up";
     let options = ["--timeout", "3s", "--soft", "3s", "--hard", "7s", "--adaptive", "yes"];
     for (words, attempts) in [(vec!["honest", "converse"], 0), (vec!["honest", "converse", "10.9.9"], 1)] {
-        let (code, records) = beside(&options, &words, true, link);
+        let (code, records) = beside(false, &options, &words, true, link);
         let seal = records.last().unwrap();
         assert_eq!(code, Some(124), "{seal:#}");
         assert!(seal["resources"]["bytes_sent"].as_u64().unwrap() > 0, "{seal:#}");
