@@ -62,12 +62,18 @@ impl Traffic {
         })
     }
 
-    /// How many connections over loopback were accepted, and how many were refused.
+    /// How many connections over loopback were accepted, and how many were refused, where that explains the resets.
     fn own(&self) -> (u64, u64) {
+        self.own_but(0)
+    }
+
+    /// The same where `other` resets were for something else.
+    fn own_but(&self, other: u64) -> (u64, u64) {
         let accepted = self.accepted.min(self.loopback / ACCEPTED);
         let left = self.loopback.saturating_sub(accepted.saturating_mul(ACCEPTED));
         // Who resets a connection of its own that was accepted sends a reset as well, which must not excuse one that was refused outside.
-        let refused = self.failed.min(self.resets.saturating_sub(self.broken)).min(left / REFUSED);
+        let refused =
+            self.failed.min(self.resets.saturating_sub(self.broken).saturating_sub(other)).min(left / REFUSED);
         (accepted, refused)
     }
 
@@ -75,6 +81,14 @@ impl Traffic {
     #[must_use]
     pub fn opened_outside(&self) -> u64 {
         let (accepted, refused) = self.own();
+        self.opened.saturating_sub(accepted).saturating_sub(refused).min(self.frames)
+    }
+
+    /// The same where each connection that loopback accepted ended with a reset: one that comes when the other end has closed as well breaks
+    /// nothing, and would excuse a refusal outside. Who polls a port here that nobody has, and then is accepted, has more of it than he opened.
+    #[must_use]
+    pub fn probed(&self) -> u64 {
+        let (accepted, refused) = self.own_but(self.accepted);
         self.opened.saturating_sub(accepted).saturating_sub(refused).min(self.frames)
     }
 
@@ -143,9 +157,25 @@ mod tests {
             ("60 outside, and 60 that somebody outside opened", tcp(0, [60, 60, 0, 0, 0]), 60),
             ("60 outside, beside datagrams over loopback", tcp(1000, [60, 0, 0, 0, 0]), 60),
             ("60 refused outside, beside datagrams over loopback", tcp(1000, [60, 0, 60, 0, 0]), 60),
+            ("20 polls of a port that nobody has, then 5 accepted", tcp(20 * 2 + 5 * 7, [25, 5, 20, 20, 0]), 0),
         ] {
             assert_eq!(counted.opened_outside(), outside, "{what}");
             assert_eq!(Traffic { frames: 9, ..counted }.opened_outside(), outside.min(9), "{what}, 9 frames");
+        }
+    }
+
+    #[test]
+    fn connections_that_resets_would_excuse() {
+        for (what, counted, doubt, probed) in [
+            ("60 refused outside, beside 60 that end with a reset", tcp(60 * 6, [120, 60, 60, 60, 0]), 0, 60),
+            ("60 refused outside, beside 60 that end with two", tcp(60 * 7, [120, 60, 60, 120, 60]), 0, 60),
+            ("20 polls of a port that nobody has, then 5 accepted", tcp(20 * 2 + 5 * 7, [25, 5, 20, 20, 0]), 0, 5),
+            ("500 polls, then 5 accepted", tcp(500 * 2 + 5 * 7, [505, 5, 500, 500, 0]), 0, 5),
+            ("60 over loopback that reset", tcp(60 * 7, [60, 60, 0, 60, 120]), 0, 0),
+            ("60 outside", tcp(0, [60, 0, 60, 0, 0]), 60, 60),
+        ] {
+            assert_eq!((counted.opened_outside(), counted.probed()), (doubt, probed), "{what}");
+            assert_eq!(Traffic { frames: 3, ..counted }.probed(), probed.min(3), "{what}, 3 frames");
         }
     }
 

@@ -173,7 +173,7 @@ impl Rules {
         over(Rule::DataExfiltration, true, bytes, BYTES);
         over(Rule::ForkBomb, true, born, CREATED);
         over(Rule::ForkBomb, true, self.too_many(now), ALIVE);
-        over(Rule::NetworkScan, true, traffic(Traffic::opened_outside), ATTEMPTS);
+        over(Rule::NetworkScan, true, traffic(Traffic::probed), ATTEMPTS);
         over(Rule::NetworkScan, true, now.peers, PEERS);
         // Datagrams are no connections, and may all go to one peer that never answers.
         over(Rule::NetworkScan, scan, unanswered, ATTEMPTS);
@@ -314,6 +314,29 @@ mod tests {
         assert_eq!(said(&mut rules, traffic(local, 500)), []);
         assert_eq!(said(&mut rules, traffic(local, 1600)), []);
         assert_eq!(said(&mut rules, traffic(after_local, 2000)), [(Rule::NetworkScan, true)]);
+    }
+
+    #[test]
+    fn refusals_on_loopback_hide_no_scan() {
+        let quiet = Traffic::default();
+        let traffic = |traffic, t| Reading { traffic: Some(traffic), ..at(t) };
+        let new = || Rules::new(true, 1000, &traffic(quiet, 0));
+        let mixed = |accepted, frames| Traffic {
+            frames,
+            loopback: 60 * 16,
+            opened: 60 + accepted,
+            accepted,
+            failed: 60,
+            resets: 60,
+            ..quiet
+        };
+        // Each of 60 refusals outside beside a connection that ends with a reset; as many packets did not leave.
+        assert_eq!(said(&mut new(), traffic(mixed(60, 60), 500)), [(Rule::NetworkScan, true)]);
+        assert_eq!(said(&mut new(), traffic(mixed(60, 50), 500)), []);
+        // Polls, and fewer that were accepted, beside an upload.
+        assert_eq!(said(&mut new(), traffic(mixed(50, 600), 500)), []);
+        let polled = Traffic { frames: 600, loopback: 75, opened: 25, accepted: 5, failed: 20, resets: 20, ..quiet };
+        assert_eq!(said(&mut new(), traffic(polled, 500)), []);
     }
 
     #[test]

@@ -20,6 +20,17 @@ fn converse(listener: &TcpListener, reset: bool) {
     }
 }
 
+/// A connection over loopback whose other end has closed before this one sends and closes: it is answered with a reset, and nothing
+/// that was open is broken by it.
+fn late(listener: &TcpListener) {
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    drop(listener.accept().unwrap());
+    // MSG_MORE keeps it until the end.
+    let flags = libc::MSG_MORE | libc::MSG_NOSIGNAL;
+    // SAFETY: send(2) reads one byte.
+    unsafe { libc::send(stream.as_raw_fd(), c"x".as_ptr().cast(), 1, flags) };
+}
+
 /// Fifty packets on loopback that are no connection.
 fn chat() {
     let to = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -106,6 +117,17 @@ pub fn run(kind: &str, address: &str, port: &str) -> ! {
                 converse(&listener, true);
                 let to = format!("{address}:{port}").parse().unwrap();
                 let _ = TcpStream::connect_timeout(&to, Duration::from_millis(2));
+            }
+        }
+        // A scan, each port beside a connection over loopback whose reset breaks nothing.
+        "excuse" => {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            wait_for_term();
+            for port in 20_000..21_000u16 {
+                late(&listener);
+                let to = format!("{address}:{port}").parse().unwrap();
+                let _ = TcpStream::connect_timeout(&to, Duration::from_millis(2));
+                std::thread::sleep(Duration::from_millis(1));
             }
         }
         _ => std::process::exit(2),

@@ -116,6 +116,7 @@ fn a_scan_and_a_listener_end_the_grace_when_aggressive() {
     for (words, rule) in [
         (vec!["/hostile", "scan", &gateway], "network_scan"),
         (vec!["/hostile", "honest", "hide", &gateway], "network_scan"),
+        (vec!["/hostile", "honest", "excuse", &gateway], "network_scan"),
         (vec!["/hostile", "listen"], "backdoor_listener"),
         (vec!["/hostile", "listen", "undumpable"], "backdoor_listener"),
     ] {
