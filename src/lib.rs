@@ -157,8 +157,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         let started = facts.started(&notes);
         log.write(&Body::EvaluationStarted(Box::new(started)));
     }
-    let closed_before =
-        if pid1 { Vec::new() } else { kernel::sockdiag::orphans(shared.everything().proc_()).unwrap_or_default() };
+    let sockets_before = revoke::before(&shared.everything());
     let watch = watch::sample::Watch::new(settings.monitoring, pid1);
     facts.enforced("monitoring", watch.outcome());
     let limited = shared.everything().has_a_limit();
@@ -194,7 +193,7 @@ pub fn prepare(mut settings: Settings) -> Result<Box<Supervisor>, String> {
         relay,
         asked: None,
         killing: None,
-        closed_before,
+        sockets_before,
         frozen: revoke::Frozen::default(),
         watch,
         counted: None,

@@ -7,6 +7,7 @@
 
 mod cut;
 mod halt;
+mod left;
 
 use crate::kernel::kill::Everything;
 use crate::kernel::proc::{self, Stat};
@@ -16,6 +17,7 @@ use crate::machine::types::Instant;
 use crate::switches::without;
 use cut::Outside;
 use halt::{Halted, Held};
+pub use left::{before, left};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use std::time::Duration;
@@ -157,21 +159,37 @@ impl Revoked {
             if settled && !outside.hidden && !outside.late && self.frozen.is_empty() { "enforced" } else { "degraded" };
     }
 
-    /// Closed sockets that still send what was queued in them: nobody holds them, so nobody can cut them. `whose` says whose they are.
-    pub fn orphans(&mut self, closed: Result<Vec<Socket>, Errno>, whose: &str) {
-        let said = match closed {
-            Ok(none) if none.is_empty() => return,
-            Ok(closed) => {
-                let bytes = closed.iter().fold(0, |bytes, socket| bytes + u64::from(socket.queued));
-                format!("{} closed sockets{whose} still have {bytes} bytes to send", closed.len())
+    /// Sockets that still send what was queued in them: nobody holds them, so nobody can cut them. Whose they are the kernel does not say: even
+    /// PID 1 may share its network with other containers.
+    pub fn unheld(&mut self, left: Result<Vec<Socket>, Errno>) {
+        let mut said = Vec::new();
+        match left {
+            Ok(left) => {
+                let (closed, hidden): (Vec<_>, Vec<_>) = left.into_iter().partition(|socket| socket.inode == 0);
+                // What stays in a table was told already.
+                let hidden = if self.network == "enforced" { hidden } else { Vec::new() };
+                for (what, which) in [("closed sockets", closed), ("sockets in no descriptor table", hidden)] {
+                    let bytes = which.iter().fold(0, |bytes, socket| bytes + u64::from(socket.queued));
+                    if !which.is_empty() {
+                        let more = if which.iter().any(|socket| socket.multipath) {
+                            ", and what their MPTCP connections hold"
+                        } else {
+                            ""
+                        };
+                        said.push(format!(
+                            "{} {what}, which may be the workload's, still have {bytes} bytes to send{more}",
+                            which.len()
+                        ));
+                    }
+                }
             }
-            Err(errno) => format!("closed sockets cannot be looked for: {errno:?}"),
-        };
+            Err(errno) => said.push(format!("sockets that nobody holds cannot be looked for: {errno:?}")),
+        }
         // What was not cut at all is not the better for it.
-        if self.network == "enforced" {
+        if !said.is_empty() && self.network == "enforced" {
             self.network = "degraded";
         }
-        self.error(said);
+        said.into_iter().for_each(|said| self.error(said));
     }
 }
 
@@ -182,15 +200,15 @@ mod tests {
     #[test]
     fn what_cannot_be_looked_for_is_not_said_to_be_none() {
         let mut done = Revoked { network: "enforced", ..Revoked::default() };
-        done.orphans(Ok(Vec::new()), "");
+        done.unheld(Ok(Vec::new()));
         assert_eq!((done.network, done.errors.len()), ("enforced", 0));
-        done.orphans(Err(Errno::EPERM), "");
+        done.unheld(Err(Errno::EPERM));
         assert_eq!(
             (done.network, done.errors),
-            ("degraded", vec!["closed sockets cannot be looked for: EPERM".to_owned()])
+            ("degraded", vec!["sockets that nobody holds cannot be looked for: EPERM".to_owned()])
         );
         let mut done = Revoked { network: "unavailable", ..Revoked::default() };
-        done.orphans(Err(Errno::EPERM), "");
+        done.unheld(Err(Errno::EPERM));
         assert_eq!(done.network, "unavailable");
     }
 }

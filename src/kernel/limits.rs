@@ -148,6 +148,12 @@ pub fn uids() -> Option<[u32; 3]> {
     Some([own.real, own.effective, own.saved].map(nix::unistd::Uid::as_raw))
 }
 
+/// Whether nobody under us can own a socket under another UID than ours: without a privilege, and `no_new_privs` gives nobody one.
+#[must_use]
+pub fn uid_is_fixed() -> bool {
+    uids().is_some_and(|uids| !uids.contains(&0))
+}
+
 /// Every signal but `but` back to its default disposition (sigaction(2)); the reserved ones answer EINVAL, which is right.
 pub fn default_dispositions(but: Option<i32>) {
     for signal in (1..=64).filter(|&signal| Some(signal) != but) {

@@ -18,8 +18,12 @@ pub mod state {
     pub const ESTABLISHED: u8 = 1;
     /// A connection being opened.
     pub const SYN_SENT: u8 = 2;
+    /// One that answers, not yet open.
+    pub const SYN_RECV: u8 = 3;
     /// Closed here, its last bytes not yet acknowledged.
     pub const FIN_WAIT1: u8 = 4;
+    /// The peer closed first; our end is open.
+    pub const CLOSE_WAIT: u8 = 8;
     /// The peer closed first; our end is closed as well.
     pub const LAST_ACK: u8 = 9;
     /// Waiting for connections.
@@ -41,6 +45,8 @@ pub struct Socket {
     pub port: u16,
     /// The peer's address.
     pub destination: [u8; 16],
+    /// The peer's port.
+    pub peer: u16,
     /// Bytes not yet acknowledged; for a listening socket the length of its queue.
     pub queued: u32,
     /// The UID it was made under, or was given to (fchown(2)), as our user namespace has it.
@@ -49,14 +55,24 @@ pub struct Socket {
     pub inode: u32,
     /// The interface it is tied to (SO_BINDTODEVICE); 0 for none.
     pub interface: u32,
+    /// Whether it is a part of an MPTCP connection, which has a queue of its own; where the kernel says so.
+    pub multipath: bool,
 }
 
 impl Socket {
-    /// Whether it is the same connection, in whatever state.
+    /// Whether `later` is the same connection, in whatever state: its inode goes when it is closed, and comes when it is accepted.
     #[must_use]
-    pub fn is(&self, other: &Self) -> bool {
-        let ends = |s: &Self| (s.family, s.source, s.port, s.destination);
-        ends(self) == ends(other)
+    pub fn is(&self, later: &Self) -> bool {
+        let ends = |s: &Self| (s.family, s.source, s.port, s.destination, s.peer);
+        ends(self) == ends(later) && (self.inode == later.inode || self.inode == 0 || later.inode == 0)
+    }
+
+    /// Whether it has something to send to somebody outside, whether or not anybody asks it to.
+    #[must_use]
+    pub fn sends(&self) -> bool {
+        // A SYN and a FIN count as one byte each.
+        let open = matches!(self.state, state::ESTABLISHED | state::CLOSE_WAIT);
+        (self.queued > u32::from(!open) || open && self.multipath) && !self.to_loopback() && !self.is_tied()
     }
 
     /// Whether the peer is this machine's loopback.
@@ -112,22 +128,25 @@ pub fn tcp(states: &[u8]) -> Result<Vec<Socket>, Errno> {
     }
 }
 
-/// Closed sockets that still have something to send to somebody outside.
+/// The TCP sockets of this network namespace that have a peer.
 ///
 /// # Errors
-/// As `tcp`, where the machine has any at all.
-pub fn orphans(proc_: Option<&Proc>) -> Result<Vec<Socket>, Errno> {
-    // The kernel's own count of sockets that nobody holds any more, of all namespaces; the walk that finds them goes over every
-    // connection. Below the /proc that was opened before the workload ran: over the path one that may mount could mount another.
-    let sockstat = proc_.and_then(|proc_| proc_.following(c"net/sockstat", 4096).ok()).unwrap_or_default();
-    let none = |line: &[u8]| line.starts_with(b"TCP:") && line.windows(10).any(|part| part == b" orphan 0 ");
-    if sockstat.split(|&b| b == b'\n').any(none) {
+/// As `tcp`, where there is any TCP socket at all; `EOVERFLOW` where there are more than are looked at.
+pub fn connected(proc_: Option<&Proc>) -> Result<Vec<Socket>, Errno> {
+    // The kernel's own counts, of this namespace; the walk that finds them goes over the connections of all. Below the /proc that was
+    // opened before the workload ran: over the path one that may mount could mount another.
+    let none = |path, name: &[u8]| {
+        let text = proc_.and_then(|proc_| proc_.following(path, 4096).ok())?;
+        let line = text.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(name))?;
+        Some(line == b" inuse 0" || line.starts_with(b" inuse 0 "))
+    };
+    // Without IPv6 the second file is not there.
+    if none(c"net/sockstat", b"TCP:") == Some(true) && none(c"net/sockstat6", b"TCP6:") != Some(false) {
         return Ok(Vec::new());
     }
-    let mut closing = tcp(&[state::FIN_WAIT1, state::LAST_ACK, state::CLOSING])?;
-    // The FIN itself counts as one byte.
-    closing.retain(|s| s.inode == 0 && s.queued > 1 && !s.to_loopback());
-    Ok(closing)
+    use state::{CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK, SYN_RECV, SYN_SENT};
+    let all = tcp(&[ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, CLOSE_WAIT, LAST_ACK, CLOSING])?;
+    if all.len() >= MOST { Err(Errno::EOVERFLOW) } else { Ok(all) }
 }
 
 fn dump(socket: &OwnedFd, family: i32, states: u32, found: &mut Vec<Socket>) -> Result<(), Errno> {
@@ -141,7 +160,8 @@ fn dump(socket: &OwnedFd, family: i32, states: u32, found: &mut Vec<Socket>) -> 
     put(0, &72u32.to_ne_bytes());
     put(4, &20u16.to_ne_bytes()); // SOCK_DIAG_BY_FAMILY
     put(6, &0x301u16.to_ne_bytes()); // NLM_F_REQUEST | NLM_F_DUMP
-    put(16, &[u8::try_from(family).unwrap_or(0), 6]); // IPPROTO_TCP
+    // IPPROTO_TCP, with INET_DIAG_INFO, which INET_DIAG_ULP_INFO comes with.
+    put(16, &[u8::try_from(family).unwrap_or(0), 6, 1 << 1]);
     put(20, &states.to_ne_bytes());
     // SAFETY: send(2) reads `request.len()` bytes.
     Errno::result(unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) })?;
@@ -195,7 +215,28 @@ fn socket(body: &[u8]) -> Option<Socket> {
         uid: word(64)?,
         inode: word(68)?,
         interface: word(40)?,
+        peer: u16::from_be_bytes(*body.get(6..)?.first_chunk()?),
+        multipath: is_multipath(body.get(72..).unwrap_or_default()),
     })
+}
+
+/// Whether the attributes say INET_DIAG_ULP_INFO with the name of MPTCP (linux/inet_diag.h).
+fn is_multipath(attributes: &[u8]) -> bool {
+    attribute(attributes, 19).and_then(|ulp| attribute(ulp, 1)).is_some_and(|name| name.starts_with(b"mptcp\0"))
+}
+
+/// What the attribute `number` holds (struct nlattr, netlink(7)).
+fn attribute(mut bytes: &[u8], number: u16) -> Option<&[u8]> {
+    const TYPE: u16 = 0x3fff;
+    loop {
+        let header = bytes.first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let held = bytes.get(4..length)?;
+        if u16::from_ne_bytes([header[2], header[3]]) & TYPE == number {
+            return Some(held);
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 #[cfg(test)]
@@ -218,6 +259,15 @@ mod tests {
                 tcp(&[state::LISTEN]).unwrap().iter().any(|s| s.port == port && i32::from(s.family) == libc::AF_INET6)
             );
         }
+    }
+
+    #[test]
+    fn the_part_of_a_multipath_connection_is_known() {
+        // As Linux 6.18 answers: INET_DIAG_SHUTDOWN, then INET_DIAG_ULP_INFO with its name.
+        let whole = [&[5u8, 0, 8, 0, 0, 0, 0, 0, 14, 0, 19, 0, 10, 0, 1, 0][..], b"mptcp\0\0\0"].concat();
+        assert!(is_multipath(&whole));
+        assert!((0..22).all(|length| !is_multipath(&whole[..length])));
+        assert!(!is_multipath(&[0; 64]) && !is_multipath(&[255; 64]));
     }
 
     #[test]

@@ -4,7 +4,6 @@
 
 use super::Supervisor;
 use crate::audit::record::{Body, Escalation};
-use crate::kernel::sockdiag::{self, Socket};
 use crate::kernel::{clock, terminal};
 use crate::machine::events::{Action, Event};
 use crate::machine::types::Instant;
@@ -99,12 +98,14 @@ impl Supervisor {
         // The kill must not wait for it: half of what is left, and never longer than any tree we know of needs.
         let until = now.plus((kill.since(now) / 2).min(REVOKE_AT_MOST));
         let mut done = revoke::revoke(&mut self.shared.everything(), until, kill);
-        let mut closed =
-            if clock::now() < kill { sockdiag::orphans(self.shared.everything().proc_()) } else { Err(Errno::ETIME) };
-        // As PID 1 all are the workload's. Elsewhere nobody knows whose a closed one was: those from before it are not.
-        let before = |s: &Socket| self.closed_before.iter().any(|before| before.is(s));
-        closed.iter_mut().for_each(|closed| closed.retain(|s| !before(s)));
-        done.orphans(closed, if self.pid1 { "" } else { ", which may be the workload's," });
+        let now = clock::now();
+        let left = if now < kill {
+            let until = now.plus(kill.since(now) / 2);
+            revoke::left(&self.shared.everything(), &self.sockets_before, until)
+        } else {
+            Err(Errno::ETIME)
+        };
+        done.unheld(left);
         self.frozen = std::mem::take(&mut done.frozen);
         self.escalated(Escalation {
             files: Some(done.files.to_owned()),

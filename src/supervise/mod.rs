@@ -74,8 +74,8 @@ pub struct Supervisor {
     pub asked: Option<Escalation>,
     /// The kill rung, until its counts are known.
     pub killing: Option<Escalation>,
-    /// Closed sockets that were still sending before the spawn (not PID 1).
-    pub closed_before: Vec<Socket>,
+    /// Connections that were there before the spawn, and are not the workload's.
+    pub sockets_before: Vec<Socket>,
     /// Whether the revoke rung left everything stopped.
     pub frozen: Frozen,
     /// The samples.

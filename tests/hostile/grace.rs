@@ -35,13 +35,14 @@ pub fn run(words: &[String]) {
     }
     let pause = Duration::from_millis(5);
     match word(0) {
-        // trickle|in-flight|raw ADDRESS TCP UDP FILE HOW: sends for ever.
-        kind @ ("trickle" | "in-flight" | "raw") => {
+        // trickle|in-flight|paced|raw ADDRESS TCP UDP FILE HOW: sends for ever.
+        kind @ ("trickle" | "in-flight" | "paced" | "raw") => {
             let port = |n| u16::try_from(number(n)).unwrap();
             let to = senders::Target { address: word(1).to_owned(), tcp: port(2), udp: port(3) };
             match kind {
                 "trickle" => senders::trickle(to, word(4).to_owned(), word(5)),
                 "in-flight" => senders::in_flight(&to),
+                "paced" => senders::paced(&to, word(5)),
                 _ => senders::raw(&to),
             }
         }

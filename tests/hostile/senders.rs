@@ -184,6 +184,60 @@ impl Flight {
     }
 }
 
+/// Queues 300 kB that leave at 20 kB/s, and hides the socket: `flight`, in a message to itself; `mapped`, behind a mapping; `multipath`: an
+/// MPTCP connection, closed. `late`: held, and opened after a while.
+pub fn paced(to: &Target, how: &str) {
+    if how == "late" {
+        std::thread::sleep(Duration::from_millis(1200));
+    }
+    let address: std::net::SocketAddrV4 = to.tcp().parse().unwrap();
+    let (rate, room) = (20_000u32, 4u32 << 20);
+    // SAFETY: socket(2) and mmap(2) take integers, connect(2) reads one sockaddr_in, setsockopt(2) four bytes.
+    let socket = unsafe {
+        let protocol = if how == "multipath" { 262 } else { libc::IPPROTO_TCP };
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM, protocol);
+        assert!(fd >= 0, "no socket");
+        let mut name: libc::sockaddr_in = std::mem::zeroed();
+        name.sin_family = u16::try_from(libc::AF_INET).unwrap();
+        name.sin_port = address.port().to_be();
+        name.sin_addr.s_addr = u32::from_ne_bytes(address.ip().octets());
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, (&raw const room).cast(), 4);
+        let connected = libc::connect(fd, (&raw const name).cast(), 16);
+        assert_eq!(connected, 0, "not connected");
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, (&raw const rate).cast(), 4);
+        if how == "mapped" {
+            let mapped = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, fd, 0);
+            assert_ne!(mapped, libc::MAP_FAILED);
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    let mut stream = TcpStream::from(socket);
+    stream.set_nonblocking(true).unwrap();
+    let mut queued = 0;
+    while let Ok(n) = stream.write(&[b'p'; 1000]) {
+        queued += n;
+        if queued >= 300_000 {
+            break;
+        }
+    }
+    println!("queued {queued}");
+    let mut pair = [0; 2];
+    // SAFETY: socketpair(2) fills two descriptors.
+    unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_DGRAM, 0, pair.as_mut_ptr()) };
+    let socket: OwnedFd = stream.into();
+    match how {
+        "flight" => {
+            pass(pair[0], &socket);
+            drop(socket);
+        }
+        "mapped" | "multipath" => drop(socket),
+        _ => std::mem::forget(socket),
+    }
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
 #[repr(C, align(8))]
 struct Control([u8; 64]);
 

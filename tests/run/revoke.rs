@@ -31,6 +31,11 @@ pub struct Receiver {
 
 impl Receiver {
     pub fn new() -> Self {
+        Self::pausing(Duration::ZERO)
+    }
+
+    /// With a pause after each read: what does not fit into our kernel's buffers waits in the sender's.
+    fn pausing(pause: Duration) -> Self {
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
         let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
         let receiver = Self {
@@ -51,8 +56,10 @@ impl Receiver {
                 std::thread::spawn(move || {
                     first_in_line();
                     let mut bytes = [0; 65536];
-                    while let Ok(n @ 1..) = stream.read(&mut bytes) {
+                    let most = if pause.is_zero() { bytes.len() } else { 2000 };
+                    while let Ok(n @ 1..) = stream.read(&mut bytes[..most]) {
                         note(0, n as u64);
+                        std::thread::sleep(pause);
                     }
                 });
             }
@@ -115,7 +122,8 @@ impl Senders<'_> {
     fn run_as(&self, who: &[&str], security: &str) -> Option<Outcome> {
         let image = image()?;
         let gateway = if self.address.is_empty() { gateway()? } else { self.address.to_owned() };
-        let receiver = Receiver::new();
+        let pause = if self.how == "multipath" { Duration::from_millis(100) } else { Duration::ZERO };
+        let receiver = Receiver::pausing(pause);
         let (tcp, udp) = (receiver.tcp.to_string(), receiver.udp.to_string());
         let out = std::process::Command::new("docker")
             .args(["run", "--rm", "--read-only", "--pids-limit=200", "--tmpfs=/tmp"])
@@ -262,6 +270,97 @@ fn sockets_in_flight_are_of_no_use() {
     let ran = hidden.run(UNCONFINED).unwrap();
     assert_eq!(ran.revoke["files"], "enforced", "{}", ran.revoke);
     assert!(ran.overrun < 0.005, "{} s after the rung: {}", ran.overrun, ran.revoke);
+}
+
+#[test]
+fn what_is_queued_in_a_hidden_socket_is_not_called_cut() {
+    let paced = Senders { attack: "paced", how: "plain", ..SENDERS };
+    let (_file, neither) = profile("\"pidfd_getfd\",\"ptrace\"");
+    let Some(held) = paced.run(UNCONFINED) else { return };
+    assert_eq!(
+        (&held.revoke["network"], &held.revoke["sockets_cut"]),
+        (&"enforced".into(), &1.into()),
+        "{}",
+        held.revoke
+    );
+    assert!(held.seen.0 > 20_000 && held.overrun < 0.005, "{} s after the rung: {:?}", held.overrun, held.seen);
+    for (how, security) in
+        [("flight", UNCONFINED), ("flight", "--log-driver=json-file"), ("flight", &neither), ("mapped", UNCONFINED)]
+    {
+        let ran = Senders { how, ..paced }.run(security).unwrap();
+        // The kernel goes on sending to the kill: what is to be had is that nobody says it does not.
+        assert!(ran.overrun > 0.2, "{how}: it sent nothing more: {}", ran.overrun);
+        assert_eq!(
+            (&ran.revoke["network"], &ran.revoke["frozen"]),
+            (&"degraded".into(), &0.into()),
+            "{how}: {}",
+            ran.revoke
+        );
+        let error = ran.revoke["errors"][0].as_str().unwrap();
+        let left = error.strip_prefix("1 sockets in no descriptor table, which may be the workload's, still have ");
+        let left = left.and_then(|left| left.split(' ').next()?.parse::<u64>().ok());
+        assert!(left.is_some_and(|left| (20_000..300_000).contains(&left)), "{how}: {}", ran.revoke);
+    }
+}
+
+/// What an MPTCP connection holds is not in the queue of its part, which stays open when it is closed.
+#[test]
+#[allow(unsafe_code)]
+fn a_closed_multipath_connection_is_not_called_cut() {
+    // SAFETY: socket(2) takes integers; the descriptor goes with the test.
+    if unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 262) } < 0 {
+        println!("skipped: no MPTCP");
+        return;
+    }
+    let Some(ran) = Senders { attack: "paced", how: "multipath", ..SENDERS }.run("--log-driver=json-file") else {
+        return;
+    };
+    assert_eq!((&ran.revoke["network"], &ran.revoke["frozen"]), (&"degraded".into(), &0.into()), "{}", ran.revoke);
+    assert!(ran.revoke["errors"][0].as_str().unwrap().contains("no descriptor table"), "{}", ran.revoke);
+}
+
+/// A container of its own whose network ours shares, as in a pod; gone with the test.
+struct Neighbour(String);
+
+impl Neighbour {
+    /// Sends slowly: from the first, or `late`.
+    fn new(user: &str, receiver: &Receiver, how: &str) -> Option<Self> {
+        let (image, gateway) = (image()?, gateway()?);
+        let (user, volume) = (format!("--user={user}"), format!("--volume={}:/hostile:ro", hostile().display()));
+        let tcp = receiver.tcp.to_string();
+        let run =
+            ["run", "--detach", "--rm", "--cap-drop=ALL", &user, &volume, "--entrypoint=/hostile", image, "paced"];
+        let out = docker(&[&run[..], &[&gateway, &tcp, "0", "-", how]].concat());
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        Some(Self(text(&out.stdout).trim().to_owned()))
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        docker(&["rm", "--force", &self.0]);
+    }
+}
+
+#[test]
+fn a_neighbours_busy_connection_is_not_held_against_the_workload() {
+    // There before the workload, whosever it is; or later, of a UID that the workload cannot have.
+    for (user, how) in [("65532:65532", "plain"), ("65533:65533", "late")] {
+        let receiver = Receiver::new();
+        let Some(neighbour) = Neighbour::new(user, &receiver, how) else { return };
+        if how == "plain" {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while receiver.seen().0 == 0 && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        let network = format!("--network=container:{}", neighbour.0);
+        let ran = Senders { docker: &[&network], ..SENDERS }.run("--log-driver=json-file").unwrap();
+        let before = receiver.seen().0;
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(receiver.seen().0 > before && before > 0, "{how}: the neighbour sends on: {before}");
+        ran.is_cut(how);
+    }
 }
 
 #[test]
