@@ -3,14 +3,13 @@
 //! The kernel keeps a socket for whoever maps it, for the message it is in flight in (SCM_RIGHTS), for the MPTCP connection it is a part of,
 //! and for its last bytes after it was closed. Nobody can cut such a one, and nobody can send more through it; what is queued goes on leaving.
 //!
-//! Invariant: a socket is somebody else's only where that is known: by being there before the workload, by a UID that the workload cannot have,
-//! or by being in the table of a process that is not the workload's.
+//! Invariant: a socket is somebody else's only where that is known: by being there before the workload, by a UID that the workload cannot
+//! have (of one that is not closed), or by being in the table of a process that is not the workload's.
 
 use crate::kernel::kill::Everything;
 use crate::kernel::sockdiag::{self, Socket};
 use crate::kernel::{clock, limits, sockets};
 use crate::machine::types::Instant;
-use crate::switches::without;
 use nix::errno::Errno;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -39,10 +38,8 @@ pub fn left(everything: &Everything, before: &[Socket], until: Instant) -> Resul
     left.retain(|socket| !before.iter().any(|before| before.is(socket)));
     if limits::uid_is_fixed() {
         let uid = nix::unistd::geteuid().as_raw();
-        left.retain(|socket| socket.uid == uid);
-    }
-    if without("unheld") {
-        left.retain(|socket| socket.inode == 0);
+        // A closed one was root's for the kernel until Linux 6.17, whosever it was.
+        left.retain(|socket| socket.uid == uid || socket.inode == 0);
     }
     if left.iter().any(|socket| socket.inode != 0) {
         // Ours are no secret of the workload's: the record may go over one.

@@ -184,7 +184,7 @@ impl Flight {
     }
 }
 
-/// Queues 300 kB that leave at 20 kB/s, and hides the socket: `flight`, in a message to itself; `mapped`, behind a mapping; `multipath`: an
+/// Queues 300 kB that leave at 20 kB/s, and hides the socket: `closed`; `flight`, in a message to itself; `mapped`, behind a mapping; `multipath`: an
 /// MPTCP connection, closed. `late`: held, and opened after a while.
 pub fn paced(to: &Target, how: &str) {
     if how == "late" {
@@ -230,7 +230,7 @@ pub fn paced(to: &Target, how: &str) {
             pass(pair[0], &socket);
             drop(socket);
         }
-        "mapped" | "multipath" => drop(socket),
+        "closed" | "mapped" | "multipath" => drop(socket),
         _ => std::mem::forget(socket),
     }
     loop {

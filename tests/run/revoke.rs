@@ -284,9 +284,13 @@ fn what_is_queued_in_a_hidden_socket_is_not_called_cut() {
         held.revoke
     );
     assert!(held.seen.0 > 20_000 && held.overrun < 0.005, "{} s after the rung: {:?}", held.overrun, held.seen);
-    for (how, security) in
-        [("flight", UNCONFINED), ("flight", "--log-driver=json-file"), ("flight", &neither), ("mapped", UNCONFINED)]
-    {
+    for (how, security) in [
+        ("flight", UNCONFINED),
+        ("flight", "--log-driver=json-file"),
+        ("flight", &neither),
+        ("mapped", UNCONFINED),
+        ("closed", UNCONFINED),
+    ] {
         let ran = Senders { how, ..paced }.run(security).unwrap();
         // The kernel goes on sending to the kill: what is to be had is that nobody says it does not.
         assert!(ran.overrun > 0.2, "{how}: it sent nothing more: {}", ran.overrun);
@@ -297,7 +301,8 @@ fn what_is_queued_in_a_hidden_socket_is_not_called_cut() {
             ran.revoke
         );
         let error = ran.revoke["errors"][0].as_str().unwrap();
-        let left = error.strip_prefix("1 sockets in no descriptor table, which may be the workload's, still have ");
+        let what = if how == "closed" { "closed sockets" } else { "sockets in no descriptor table" };
+        let left = error.strip_prefix(&format!("1 {what}, which may be the workload's, still have "));
         let left = left.and_then(|left| left.split(' ').next()?.parse::<u64>().ok());
         assert!(left.is_some_and(|left| (20_000..300_000).contains(&left)), "{how}: {}", ran.revoke);
     }
