@@ -171,13 +171,8 @@ impl Revoked {
                 for (what, which) in [("closed sockets", closed), ("sockets in no descriptor table", hidden)] {
                     let bytes = which.iter().fold(0, |bytes, socket| bytes + u64::from(socket.queued));
                     if !which.is_empty() {
-                        let more = if which.iter().any(|socket| socket.multipath) {
-                            ", and what their MPTCP connections hold"
-                        } else {
-                            ""
-                        };
                         said.push(format!(
-                            "{} {what}, which may be the workload's, still have {bytes} bytes to send{more}",
+                            "{} {what}, which may be the workload's, still have {bytes} bytes to send",
                             which.len()
                         ));
                     }

@@ -55,8 +55,6 @@ pub struct Socket {
     pub inode: u32,
     /// The interface it is tied to (SO_BINDTODEVICE); 0 for none.
     pub interface: u32,
-    /// Whether it is a part of an MPTCP connection, which has a queue of its own; where the kernel says so.
-    pub multipath: bool,
 }
 
 impl Socket {
@@ -72,7 +70,7 @@ impl Socket {
     pub fn sends(&self) -> bool {
         // A SYN and a FIN count as one byte each.
         let open = matches!(self.state, state::ESTABLISHED | state::CLOSE_WAIT);
-        (self.queued > u32::from(!open) || open && self.multipath) && !self.to_loopback() && !self.is_tied()
+        self.queued > u32::from(!open) && !self.to_loopback() && !self.is_tied()
     }
 
     /// Whether the peer is this machine's loopback.
@@ -160,8 +158,8 @@ fn dump(socket: &OwnedFd, family: i32, states: u32, found: &mut Vec<Socket>) -> 
     put(0, &72u32.to_ne_bytes());
     put(4, &20u16.to_ne_bytes()); // SOCK_DIAG_BY_FAMILY
     put(6, &0x301u16.to_ne_bytes()); // NLM_F_REQUEST | NLM_F_DUMP
-    // IPPROTO_TCP, with INET_DIAG_INFO, which INET_DIAG_ULP_INFO comes with.
-    put(16, &[u8::try_from(family).unwrap_or(0), 6, 1 << 1]);
+    // IPPROTO_TCP. Not with INET_DIAG_INFO: for that the kernel waits for the lock of each socket.
+    put(16, &[u8::try_from(family).unwrap_or(0), 6]);
     put(20, &states.to_ne_bytes());
     // SAFETY: send(2) reads `request.len()` bytes.
     Errno::result(unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) })?;
@@ -216,27 +214,7 @@ fn socket(body: &[u8]) -> Option<Socket> {
         inode: word(68)?,
         interface: word(40)?,
         peer: u16::from_be_bytes(*body.get(6..)?.first_chunk()?),
-        multipath: is_multipath(body.get(72..).unwrap_or_default()),
     })
-}
-
-/// Whether the attributes say INET_DIAG_ULP_INFO with the name of MPTCP (linux/inet_diag.h).
-fn is_multipath(attributes: &[u8]) -> bool {
-    attribute(attributes, 19).and_then(|ulp| attribute(ulp, 1)).is_some_and(|name| name.starts_with(b"mptcp\0"))
-}
-
-/// What the attribute `number` holds (struct nlattr, netlink(7)).
-fn attribute(mut bytes: &[u8], number: u16) -> Option<&[u8]> {
-    const TYPE: u16 = 0x3fff;
-    loop {
-        let header = bytes.first_chunk::<4>()?;
-        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
-        let held = bytes.get(4..length)?;
-        if u16::from_ne_bytes([header[2], header[3]]) & TYPE == number {
-            return Some(held);
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..)?;
-    }
 }
 
 #[cfg(test)]
@@ -259,15 +237,6 @@ mod tests {
                 tcp(&[state::LISTEN]).unwrap().iter().any(|s| s.port == port && i32::from(s.family) == libc::AF_INET6)
             );
         }
-    }
-
-    #[test]
-    fn the_part_of_a_multipath_connection_is_known() {
-        // As Linux 6.18 answers: INET_DIAG_SHUTDOWN, then INET_DIAG_ULP_INFO with its name.
-        let whole = [&[5u8, 0, 8, 0, 0, 0, 0, 0, 14, 0, 19, 0, 10, 0, 1, 0][..], b"mptcp\0\0\0"].concat();
-        assert!(is_multipath(&whole));
-        assert!((0..22).all(|length| !is_multipath(&whole[..length])));
-        assert!(!is_multipath(&[0; 64]) && !is_multipath(&[255; 64]));
     }
 
     #[test]

@@ -308,7 +308,7 @@ fn what_is_queued_in_a_hidden_socket_is_not_called_cut() {
     }
 }
 
-/// What an MPTCP connection holds is not in the queue of its part, which stays open when it is closed.
+/// Its part stays open when it is closed, and nobody's table has that. (The peer has no MPTCP here: all of the queue is the part's.)
 #[test]
 #[allow(unsafe_code)]
 fn a_closed_multipath_connection_is_not_called_cut() {
