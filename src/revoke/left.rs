@@ -8,22 +8,20 @@
 
 use crate::kernel::kill::Everything;
 use crate::kernel::sockdiag::{self, Socket};
-use crate::kernel::{clock, limits, sockets};
+use crate::kernel::{files, limits, sockets};
 use crate::machine::types::Instant;
 use nix::errno::Errno;
 use std::collections::HashSet;
-use std::time::Duration;
+use std::io;
+use std::os::fd::AsFd as _;
 
-/// How long the look at our own table may take.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// The connections there are before the workload, but for our own: what we hold it may inherit.
+/// The connections there are before the workload, but for those that it inherits: its standard input, output and error.
 #[must_use]
 pub fn before(everything: &Everything) -> Vec<Socket> {
     let mut all = sockdiag::connected(everything.proc_()).unwrap_or_default();
     if !all.is_empty() {
-        let own = own(everything, clock::now().plus(LOOK));
-        all.retain(|socket| !own.contains(&u64::from(socket.inode)));
+        let inherited = [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()].map(files::inode);
+        all.retain(|socket| !inherited.iter().flatten().any(|(_, inode)| *inode == u64::from(socket.inode)));
     }
     all
 }
