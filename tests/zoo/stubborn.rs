@@ -369,7 +369,9 @@ fn a_lock_that_is_never_let_go() {
         let ran = stage.collect(finish(child, began));
         let seal = ran.seal().unwrap_or_else(|| panic!("{ran:#?}"));
         let rungs = seal["escalation"].as_array().unwrap();
-        let of = |name: &str| rungs.iter().find(|rung| rung["rung"] == name).cloned().unwrap();
+        let of = |name: &str| {
+            rungs.iter().find(|rung| rung["rung"] == name).cloned().unwrap_or_else(|| panic!("no {name}: {ran:#?}"))
+        };
         (of("kill")["at_ms"].as_u64().unwrap(), of("revoke"))
     };
     for place in [Below, Pid1] {
