@@ -377,9 +377,12 @@ fn a_lock_that_is_never_let_go() {
     for place in [Below, Pid1] {
         let (kill, revoke) = killed(place, Guard::Without("real_stop"));
         assert!(kill > 3000, "control: it waited for nobody: {kill} {revoke:#}");
-        let (kill, revoke) = killed(place, Guard::Full);
-        assert!(kill < 2000, "{kill} {revoke:#}");
-        assert_eq!((&revoke["sockets_cut"], &revoke["network"]), (&0.into(), &"degraded".into()), "{revoke:#}");
+        // A supervisor that had no CPU for a quarter of the grace goes straight to the kill.
+        in_three(|| {
+            let (kill, revoke) = killed(place, Guard::Full);
+            assert!(kill < 2000, "{kill} {revoke:#}");
+            assert_eq!((&revoke["sockets_cut"], &revoke["network"]), (&0.into(), &"degraded".into()), "{revoke:#}");
+        });
     }
 }
 
