@@ -49,18 +49,22 @@ impl StderrSink {
     #[must_use]
     pub fn open() -> Self {
         let Ok(duplicate) = io::stderr().as_fd().try_clone_to_owned() else {
-            return Self {
-                file: None,
-                nonblocking: false,
-                regular: false,
-                device: false,
-                stuck: false,
-                torn: false,
-                shared: false,
-                terminal: None,
-            };
+            return Self::none();
         };
         Self::from_fd(duplicate)
+    }
+
+    const fn none() -> Self {
+        Self {
+            file: None,
+            nonblocking: false,
+            regular: false,
+            device: false,
+            stuck: false,
+            torn: false,
+            shared: false,
+            terminal: None,
+        }
     }
 
     /// The same for any descriptor.
@@ -75,28 +79,10 @@ impl StderrSink {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let anew = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
             if let Ok(anew) = anew.map_err(refused("open")).and_then(above_stdio) {
-                return Self {
-                    file: Some(anew),
-                    nonblocking: true,
-                    regular: false,
-                    device,
-                    stuck: false,
-                    torn: false,
-                    shared: false,
-                    terminal,
-                };
+                return Self { file: Some(anew), nonblocking: true, device, terminal, ..Self::none() };
             }
         }
-        Self {
-            file: Some(file),
-            nonblocking: regular,
-            regular,
-            device,
-            stuck: false,
-            torn: false,
-            shared: false,
-            terminal,
-        }
+        Self { file: Some(file), nonblocking: regular, regular, device, terminal, ..Self::none() }
     }
 
     /// Its descriptor.

@@ -171,11 +171,11 @@ impl Timings {
         let latest = |s: &Settings| s.timeout.map(|t| t.saturating_add(s.hard).saturating_add(s.scrub_budget));
         let given = settled(flags.to_vec())?;
         // As the supervisor in the pod would: its binary is there, and its audit file.
-        let mut protected = vec![PathBuf::from("/gk/gracekeeper")];
-        protected.extend(match &given.audit_file {
-            AuditFile::Named(path) => Some(path.clone()),
-            AuditFile::Default => Some(PathBuf::from(DEFAULT_FILE)),
-        });
+        let audit_file = match &given.audit_file {
+            AuditFile::Named(path) => path.clone(),
+            AuditFile::Default => PathBuf::from(DEFAULT_FILE),
+        };
+        let protected = [PathBuf::from("/gk/gracekeeper"), audit_file];
         if let Some(why) = given.scrub.iter().find_map(|path| targets::refuse(path, &protected)) {
             return Err(format!("--scrub: {why}"));
         }

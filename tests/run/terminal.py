@@ -4,6 +4,7 @@ import pty
 import select
 import signal
 import sys
+import tempfile
 import time
 
 binary = sys.argv[1]
@@ -37,6 +38,11 @@ def session(command, typed):
     return os.waitstatus_to_exitcode(status), seen.decode(errors="replace")
 
 
+def at_a_prompt(typed):
+    """The same of an interactive shell."""
+    return session(["/bin/bash", "--norc", "--noprofile", "-i"], typed)
+
+
 # The workload waits in the shell's own `read`: a shell that waits for a child loses a Ctrl-C typed between its fork and the
 # child's exec, with or without a supervisor, so that would test the shell.
 waiting = "echo re''ady; read line; echo do''ne; exit 3"
@@ -45,8 +51,7 @@ print(seen)
 assert code == 130, code
 
 inner = f'PS1="prom""pt "; {binary} --audit-level basic -- sh -c "{waiting}" 2>/dev/null\n'.encode()
-code, seen = session(
-    ["/bin/bash", "--norc", "--noprofile", "-i"],
+code, seen = at_a_prompt(
     [
         (b"-5.", inner),
         (b"ready", b"\x1a"),
@@ -62,13 +67,10 @@ print(seen)
 assert "Stopped" in seen and "rc=3" in seen, "job control"
 
 # Started with `&` it gets nothing of what is typed at the shell's prompt.
-import tempfile
-
 with tempfile.TemporaryDirectory() as directory:
     stolen = os.path.join(directory, "stolen")
     inner = f'PS1="prom""pt "; {binary} --audit-level basic -- sh -c "echo re""ady >&2; cat > {stolen}; sleep 2" 2>&1 &\n'.encode()
-    code, seen = session(
-        ["/bin/bash", "--norc", "--noprofile", "-i"],
+    code, seen = at_a_prompt(
         [
             (b"-5.", inner),
             (b"\nready", b"echo typed-$((1+1))\n"),
